@@ -1,0 +1,305 @@
+"""Finds the transform that lays `moving` on `fixed`: every shift is scored, the best one is chosen."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfalign import _checks
+from tfalign.ops import geometry, resample
+from tfalign.ops.similarity import cc_map, mse_map, ncc_map, overlap_sums
+
+SIMILARITIES = {"ncc": ncc_map, "cc": cc_map, "mse": mse_map}
+
+
+class Registration(NamedTuple):
+    """What `register` found. All tensors; passes through `tf.function` and `tf.data`.
+
+    Attributes:
+        transform: `(batch, d+1, d+1)`, maps fixed -> moving coordinates, both counted from their grid's centre.
+        translation: `(batch, d)` pixels: how far down/right of the fixed content the moving content lies.
+        score: `(batch,)`, the similarity at the best whole-pixel shift; higher is better.
+        confidence: `(batch,)` in [0, 1]: the posterior probability that the best shift is within 1 px of the true one.
+        overlap: `(batch,)` in [0, 1], share of the fixed pixels that have a counterpart.
+        fixed_shape: `(d,)` int32, sizes of the fixed grid.
+        score_map: `(batch, *(2 * max_shift + 1))`, the score of every shift, index `max_shift` is no shift;
+            -inf where the overlap is below `min_overlap`. None unless asked for.
+        posterior_map: the same shape, sums to 1. None unless asked for.
+    """
+
+    transform: tf.Tensor
+    translation: tf.Tensor
+    score: tf.Tensor
+    confidence: tf.Tensor
+    overlap: tf.Tensor
+    fixed_shape: tf.Tensor
+    score_map: tf.Tensor | None = None
+    posterior_map: tf.Tensor | None = None
+
+    def warp(self, moving, *, interpolation="linear", fill_value=0.0):
+        """Lays `moving` on the fixed grid: `(aligned, mask)`, see `tfalign.warp`."""
+        static = tf.get_static_value(self.fixed_shape)
+        shape = self.fixed_shape if static is None else [int(size) for size in static]
+        return resample.warp(
+            moving, self.transform, output_shape=shape, interpolation=interpolation, fill_value=fill_value
+        )
+
+    def inverse(self):
+        """The transforms `(batch, d+1, d+1)` the other way, moving -> fixed."""
+        return geometry.invert(self.transform)
+
+
+def register(
+    fixed,
+    moving,
+    *,
+    max_shift,
+    similarity="ncc",
+    subpixel=True,
+    fixed_mask=None,
+    moving_mask=None,
+    min_overlap=0.5,
+    return_map=False,
+):
+    """Registers each `moving` grid to its `fixed` one by exhaustive search over shifts.
+
+    Every whole-pixel shift of the window is scored over the overlap of the two grids. Of equally good shifts the
+    smallest is taken, so where nothing can be told (flat, empty or fully masked data) the result is the identity with
+    confidence 0.
+
+    Args:
+        fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
+        moving: the same rank and channels; may be larger or smaller. Both grids share one centre when nothing is shifted.
+        max_shift: int >= 0, or one per spatial axis, pixels.
+        similarity: "ncc" (normalised cross-correlation; ignores gain and offset), "cc" (covariance), "mse" (minus the
+            mean squared difference), each over the overlap.
+        subpixel: refine the best shift by a parabola through its neighbours, at most half a pixel per axis.
+        fixed_mask, moving_mask: `(batch, *spatial)`, with or without a last axis of 1; 0 = the pixel does not count.
+            Non-finite pixels never count.
+        min_overlap: a shift counts when its overlap is at least this share of the largest overlap of any shift.
+        return_map: also return `score_map` and `posterior_map`.
+
+    Returns:
+        A `Registration`.
+
+    Raises:
+        TypeError, ValueError: ranks, channels, masks or options do not fit.
+
+    Gradient: none through the choice; exact through the score.
+    Source: Padfield (2012), doi:10.1109/TIP.2011.2181402, for masked sums by FFT; the window is computed alone, and
+        channels share one gain.
+    """
+    fixed, moving = _checks.floating(fixed, "fixed"), _checks.floating(moving, "moving")
+    rank = _checks.spatial_rank("fixed", fixed)
+    fixed, moving = _same_kind(fixed, moving)
+    max_shift = _checks.pixels_per_axis("max_shift", max_shift, rank)
+    _checks.choice("similarity", similarity, tuple(SIMILARITIES))
+    min_overlap = _checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0)
+    fixed, fixed_mask = valid_pixels(fixed, fixed_mask, "fixed")
+    moving, moving_mask = valid_pixels(moving, moving_mask, "moving")
+    _check_overlap(fixed, moving, max_shift, min_overlap)
+
+    sums = overlap_sums(
+        fixed, moving, fixed_mask, moving_mask, max_shift=max_shift, common_center=similarity == "mse"
+    )
+    enough = sums.count[:, 0] >= tf.maximum(min_overlap * _max_over_window(sums.count[:, 0]), 1.0)
+    channels = fixed.shape[-1]
+    score_map = tf.where(enough, SIMILARITIES[similarity](sums, channels)[:, 0], -np.inf)
+    fit_map = score_map if similarity in ("ncc", "mse") else tf.where(enough, ncc_map(sums, channels)[:, 0], -np.inf)
+
+    window = score_map.shape[1:].as_list()
+    size = int(np.prod(window))
+    scores = tf.reshape(score_map, [-1, size])
+    best, is_known = _best_index(scores, window)
+    shift = tf.gather(_window_shifts(max_shift, fixed.dtype), best)
+    score = tf.gather(scores, best, batch_dims=1)
+    overlap = tf.gather(tf.reshape(sums.count, [-1, size]), best, batch_dims=1)
+
+    effective = _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift)
+    posterior = _posterior(tf.reshape(fit_map, [-1, size]), effective, signed=similarity != "mse")
+    confidence = tf.where(is_known, _mass_within_one_pixel(posterior, shift, max_shift), 0.0)
+    translation = shift + _parabola_offset(scores, best, window) if subpixel else shift
+    translation = tf.stop_gradient(translation)
+    return Registration(
+        transform=geometry.from_translation(translation),
+        translation=translation,
+        score=tf.where(tf.math.is_finite(score), score, 0.0),
+        confidence=tf.stop_gradient(confidence),
+        overlap=overlap / tf.cast(tf.reduce_prod(geometry.spatial_shape(fixed)), fixed.dtype),
+        fixed_shape=tf.stack(geometry.spatial_shape(fixed)),
+        score_map=score_map if return_map else None,
+        posterior_map=tf.reshape(posterior, [-1, *window]) if return_map else None,
+    )
+
+
+def _same_kind(fixed, moving):
+    """Both sides with one dtype, and `moving` with the rank and channels of `fixed`."""
+    if moving.shape.rank is not None and moving.shape.rank != fixed.shape.rank:
+        raise ValueError(
+            _checks.message(
+                "`moving` must have the rank of `fixed`.",
+                {"moving.shape": _checks.shape_of(moving), "fixed.shape": _checks.shape_of(fixed)},
+                "Add the missing batch or channel axis.",
+            )
+        )
+    channels = fixed.shape[-1]
+    if channels is None or (moving.shape.rank is not None and moving.shape[-1] not in (None, channels)):
+        raise ValueError(
+            _checks.message(
+                "`fixed` and `moving` must have the same, known number of channels.",
+                {"moving.shape": _checks.shape_of(moving), "fixed.shape": _checks.shape_of(fixed)},
+            )
+        )
+    dtype = tf.float64 if tf.float64 in (fixed.dtype, moving.dtype) else tf.float32
+    moving = tf.ensure_shape(moving, [None] * (fixed.shape.rank - 1) + [channels])
+    return tf.cast(fixed, dtype), tf.cast(moving, dtype)
+
+
+def valid_pixels(values, mask, name):
+    """`values` with non-finite pixels set to 0, and the mask `(batch, *spatial, 1)` of those that count."""
+    finite = tf.reduce_all(tf.math.is_finite(values), axis=-1, keepdims=True)
+    counts = tf.cast(finite, values.dtype)
+    if mask is not None:
+        mask = _checks.floating(mask, f"{name}_mask")
+        if mask.shape.rank == values.shape.rank - 1:
+            mask = mask[..., tf.newaxis]
+        if not mask.shape.is_compatible_with([*values.shape[:-1], 1]):
+            raise ValueError(
+                _checks.message(
+                    f"`{name}_mask` must have the shape (batch, *spatial) of `{name}`.",
+                    {f"{name}_mask.shape": _checks.shape_of(mask), f"{name}.shape": _checks.shape_of(values)},
+                )
+            )
+        counts = tf.where(mask > 0, counts, 0.0)
+    return tf.where(finite, values, 0.0), counts
+
+
+def _check_overlap(fixed, moving, max_shift, min_overlap):
+    """Refuses bounds whose farthest shift leaves too little overlap, where the sizes are known."""
+    least = overlap_at_bound(fixed.shape[1:-1], moving.shape[1:-1], max_shift)
+    if least is not None and least < min_overlap:
+        raise ValueError(
+            _checks.message(
+                "`max_shift` must leave an overlap of at least `min_overlap`.",
+                {
+                    "max_shift": max_shift,
+                    "min_overlap": min_overlap,
+                    "fixed.shape": _checks.shape_of(fixed),
+                    "moving.shape": _checks.shape_of(moving),
+                },
+                f"The farthest shift leaves {least:.2f}: use larger patches, labels with a margin, or smaller bounds.",
+            )
+        )
+
+
+def overlap_at_bound(fixed_sizes, moving_sizes, max_shift):
+    """Overlap at the farthest shift as a share of the largest overlap, or None where sizes are unknown."""
+    share = 1.0
+    for size, moving_size, bound in zip(fixed_sizes, moving_sizes, max_shift):
+        if size is None or moving_size is None:
+            return None
+        offset = geometry.center_offset(size, moving_size)
+        counts = [
+            max(min(size, moving_size - offset - shift) - max(0, -offset - shift), 0)
+            for shift in range(-bound, bound + 1)
+        ]
+        share *= min(counts[0], counts[-1]) / max(max(counts), 1)
+    return share
+
+
+def _max_over_window(values):
+    return tf.reduce_max(values, axis=list(range(1, values.shape.rank)), keepdims=True)
+
+
+def _window_shifts(max_shift, dtype):
+    """`(shifts, d)`: the shift of every entry of a flattened window."""
+    axes = [np.arange(-bound, bound + 1) for bound in max_shift]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    return tf.constant(grid.reshape(-1, len(max_shift)), dtype=dtype)
+
+
+def _best_index(scores, window):
+    """Index of the best shift, of ties the smallest; and whether the map tells anything at all."""
+    finite = tf.math.is_finite(scores)
+    top = tf.reduce_max(tf.where(finite, scores, scores.dtype.min), axis=-1, keepdims=True)
+    lowest = tf.reduce_min(tf.where(finite, scores, scores.dtype.max), axis=-1, keepdims=True)
+    rounding = 2e-6 * tf.reduce_max(tf.where(finite, tf.abs(scores), 0.0), axis=-1, keepdims=True)
+    ties = finite & (scores >= top - rounding)
+    distance = sum(np.square(axis) for axis in np.meshgrid(*(np.arange(n) - n // 2 for n in window), indexing="ij"))
+    outward = np.argsort(distance.ravel(), kind="stable")
+    first = tf.argmax(tf.cast(tf.gather(ties, outward, axis=1), tf.int32), axis=-1, output_type=tf.int32)
+    return tf.gather(tf.constant(outward, tf.int32), first), (top - lowest > rounding)[:, 0]
+
+
+def _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift):
+    """Number of independent pixels behind a score, `(batch,)`.
+
+    The variance of a correlation of two stationary fields grows by `sum_k r_residual(k) r_moving(k)`; with a first-order
+    autoregressive field along each axis that is (1 + p) / (1 - p), p the product of the two lag-1 autocorrelations.
+    Source: Bartlett (1946), doi:10.2307/2983611, applied per axis.
+    """
+    shape = geometry.spatial_shape(fixed)
+    aligned, inside = resample.shift_by_pixels(moving, shift, shape)
+    aligned_mask, _ = resample.shift_by_pixels(moving_mask, shift, shape)
+    weight = fixed_mask * aligned_mask * inside[..., tf.newaxis]
+    axes = list(range(1, fixed.shape.rank - 1))
+    count = tf.reduce_sum(weight, axis=axes, keepdims=True)
+    safe = tf.maximum(count, 1.0)
+    fixed = (fixed - tf.reduce_sum(fixed * weight, axis=axes, keepdims=True) / safe) * weight
+    aligned = (aligned - tf.reduce_sum(aligned * weight, axis=axes, keepdims=True) / safe) * weight
+    energy = tf.reduce_sum(tf.square(aligned), axis=axes + [fixed.shape.rank - 1], keepdims=True)
+    product = tf.reduce_sum(fixed * aligned, axis=axes + [fixed.shape.rank - 1], keepdims=True)
+    residual = fixed - aligned * tf.math.divide_no_nan(product, energy)
+    effective = tf.reshape(count, [-1])
+    for axis in axes:
+        together = _lag_one(residual, axis) * _lag_one(aligned, axis)
+        effective *= (1.0 - together) / (1.0 + together)
+    return tf.stop_gradient(effective)
+
+
+def _lag_one(values, axis):
+    """Lag-1 autocorrelation along one axis, `(batch,)` in [0, 0.999]."""
+    size = tf.shape(values)[axis]
+    first = tf.gather(values, tf.range(size - 1), axis=axis)
+    second = tf.gather(values, tf.range(1, size), axis=axis)
+    others = list(range(1, values.shape.rank))
+    energy = tf.reduce_sum(tf.square(values), axis=others)
+    return tf.clip_by_value(tf.math.divide_no_nan(tf.reduce_sum(first * second, axis=others), energy), 0.0, 0.999)
+
+
+def _posterior(fit, effective, signed):
+    """Posterior over the window's shifts, `(batch, shifts)`, each shift as likely beforehand.
+
+    Gaussian residuals of unknown variance: p ~ (residual variance) ^ (-effective / 2). The variance is 1 - ncc^2 where
+    gain and offset are free (`signed`), else minus the score.
+    """
+    finite = tf.math.is_finite(fit)
+    unexplained = 1.0 - tf.square(tf.maximum(tf.where(finite, fit, 0.0), 0.0)) if signed else -tf.where(finite, fit, 0.0)
+    floor = 1e-6 * tf.maximum(tf.reduce_max(unexplained, axis=-1, keepdims=True), 1e-30)
+    log_likelihood = -0.5 * effective[:, tf.newaxis] * tf.math.log(tf.maximum(unexplained, floor))
+    return tf.nn.softmax(tf.where(finite, log_likelihood, log_likelihood.dtype.min), axis=-1)
+
+
+def _mass_within_one_pixel(posterior, shift, max_shift):
+    """Posterior mass of the shifts at most 1 px from `shift` on every axis, `(batch,)`."""
+    shifts = _window_shifts(max_shift, posterior.dtype)
+    near = tf.reduce_all(tf.abs(shifts[tf.newaxis] - shift[:, tf.newaxis]) < 1.5, axis=-1)
+    return tf.minimum(tf.reduce_sum(tf.where(near, posterior, 0.0), axis=-1), 1.0)
+
+
+def _parabola_offset(scores, best, window):
+    """Vertex of the parabola through the best score and its two neighbours on each axis, within half a pixel."""
+    middle = tf.gather(scores, best, batch_dims=1)
+    offsets = []
+    stride = int(np.prod(window))
+    for length in window:
+        stride //= length
+        at = (best // stride) % length
+        inner = (at > 0) & (at < length - 1)
+        before = tf.gather(scores, tf.where(inner, best - stride, best), batch_dims=1)
+        after = tf.gather(scores, tf.where(inner, best + stride, best), batch_dims=1)
+        curvature = before - 2.0 * middle + after
+        usable = inner & tf.math.is_finite(curvature) & (curvature < 0)
+        vertex = tf.where(usable, 0.5 * (before - after), 0.0) / tf.where(usable, curvature, -1.0)
+        offsets.append(tf.clip_by_value(vertex, -0.5, 0.5))
+    return tf.stack(offsets, axis=-1)

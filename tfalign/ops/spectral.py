@@ -1,0 +1,55 @@
+"""Correlation over a window of shifts by FFT, 1-D to 3-D.
+
+Only shifts of up to `max_shift` are wanted, so the moving side is cut or padded to `size + 2 * max_shift` and the
+transform needs no more than that: the circular wrap falls outside the window.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+_FORWARD = {1: tf.signal.rfft, 2: tf.signal.rfft2d, 3: tf.signal.rfft3d}
+_INVERSE = {1: tf.signal.irfft, 2: tf.signal.irfft2d, 3: tf.signal.irfft3d}
+
+
+def _even_fast_sizes(largest):
+    """Even products of 2, 3 and 5 up to `largest`: sizes whose FFT is fast."""
+    sizes = [2**a * 3**b * 5**c for a in range(1, 25) for b in range(16) for c in range(11)]
+    return np.array(sorted(size for size in sizes if size <= largest), dtype=np.int32)
+
+
+_FAST_SIZES = _even_fast_sizes(1 << 24)
+
+
+def fast_size(size):
+    """The smallest even 5-smooth number >= `size`; an int for an int, else a scalar tensor."""
+    if isinstance(size, int):
+        return int(_FAST_SIZES[np.searchsorted(_FAST_SIZES, size)])
+    table = tf.constant(_FAST_SIZES)
+    return tf.gather(table, tf.reduce_sum(tf.cast(table < size, tf.int32)))
+
+
+def spectrum(values, fft_sizes):
+    """Real FFT `(batch, channels, *frequencies)` of `(batch, *spatial, channels)`, zero-padded to `fft_sizes`."""
+    rank = len(fft_sizes)
+    channels_first = tf.transpose(values, [0, rank + 1, *range(1, rank + 1)])
+    return _FORWARD[rank](channels_first, fft_length=tf.stack(fft_sizes))
+
+
+def inverse_window(products, fft_sizes, max_shift):
+    """Correlations at the shifts of the window, from products of spectra.
+
+    Args:
+        products: `conj(fixed) * moving`, `(batch, channels, *frequencies)`, of two `spectrum`s; the moving values start
+            `max_shift` pixels before the fixed ones.
+        fft_sizes: the sizes given to `spectrum`.
+        max_shift: one int per axis.
+
+    Returns:
+        `sum_u fixed(u) moving(u + k - max_shift)`, `(batch, channels, *(2 * max_shift + 1))`, real.
+    """
+    rank = len(fft_sizes)
+    full = _INVERSE[rank](products, fft_length=tf.stack(fft_sizes))
+    window = [2 * bound + 1 for bound in max_shift]
+    cut = tf.slice(full, [0] * (rank + 2), [-1, -1, *window])
+    cut.set_shape([products.shape[0], products.shape[1], *window])
+    return cut
