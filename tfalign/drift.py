@@ -7,10 +7,16 @@ registered ones is the network's own offset, the drift, and is taken out of each
 How fast the mean may follow depends on how much the shifts scatter. A Kalman filter weighs each batch's mean by its
 variance: aligned labels (no scatter) correct at once, shifts of +-8 px slowly. The scatter of batch means is taken
 inside the batch and, because a batch may hold a single label or a single slide, also between consecutive batches.
+
+A slow estimate in the loop oscillates: the network has long moved back when the mean says so. So the filter is told how
+the network moves. Labels that are off by whole pixels share the fraction of their registered shifts with the network,
+whatever their scatter: the phase of that fraction, followed from batch to batch, is an odometer. Where fractions are
+incoherent (labels off by fractions) the network is taken to follow the correction at a typical rate.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 AXES = 3  # room for a volume's three; a state keeps its size whatever the rank
@@ -18,11 +24,16 @@ AXES = 3  # room for a volume's three; a state keeps its size whatever the rank
 _READY_CONFIDENCE = 0.9  # registration is trusted once the running mean confidence of the batches reaches this
 _LONGEST_WARMUP = 250  # updates; noisy labels may never look confident
 _MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
-_PROCESS_VARIANCE = 4e-4  # px^2 per step by which the drift may wander
+_PROCESS_VARIANCE = 4e-4  # px^2 per step by which the drift may wander unseen
+_TRACKED_PROCESS_VARIANCE = (5e-5, 0.02)  # the same while its fraction is followed: the least, and the first batch's
 _WARMUP_PROCESS_VARIANCE = 0.02  # the same while the network is still forming
+_FOLLOWING_RATE = 0.03  # px per step and px of correction, by which a network typically follows
+_PHASE_GAIN = 0.3  # per batch, of the followed fraction
+_COHERENCE_MEMORY = 0.95  # per batch
+_COHERENT = (0.5, 0.7)  # fractions are not followed below, fully above
 _SCATTER_MEMORY = 0.98  # per batch, of the scatter between batches
 _CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 22 certain batches to be ready
-_HYSTERESIS = 0.2  # px beyond the half at which a whole-pixel correction changes
+_HYSTERESIS = (0.05, 0.2)  # px beyond the half at which a whole-pixel correction changes: one s.d. in these bounds
 
 
 class BatchSums(NamedTuple):
@@ -31,6 +42,8 @@ class BatchSums(NamedTuple):
     weight: tf.Tensor
     shift: tf.Tensor
     shift_squared: tf.Tensor
+    cosine: tf.Tensor  # of the shift's fraction as a phase
+    sine: tf.Tensor
     confidence: tf.Tensor
     count: tf.Tensor
 
@@ -45,6 +58,8 @@ class DriftState(NamedTuple):
     scatter: tf.Tensor  # px^2, running sum of squared changes between batch means
     scatter_weight: tf.Tensor  # running sum of their weights
     batches: tf.Tensor  # that told a shift
+    fraction: tf.Tensor  # px, the followed fraction of the shifts, unwrapped
+    coherence: tf.Tensor  # how well the fractions agree with it, 0 .. 1
     confidence: tf.Tensor  # running mean, from 0
     updates: tf.Tensor  # batches seen
     ready: tf.Tensor  # 1.0 once registration is trusted
@@ -65,6 +80,8 @@ def initial(max_shift=()):
         scatter=tf.constant([2.0 * bound * bound / 3.0 for bound in bounds]),
         scatter_weight=tf.fill([AXES], 2.0),
         batches=zeros,
+        fraction=zeros,
+        coherence=zeros,
         confidence=zeros,
         updates=zeros,
         ready=zeros,
@@ -85,7 +102,7 @@ def batch_sums(translation, confidence, *, min_confidence):
     """Sums over one batch; a shift that is not known well does not count, others by their confidence.
 
     Args:
-        translation: `(batch, d)` pixels. Non-finite samples are skipped.
+        translation: `(batch, d)` pixels, sub-pixel. Non-finite samples are skipped.
         confidence: `(batch,)`.
         min_confidence: below it a sample has no weight.
     """
@@ -95,23 +112,27 @@ def batch_sums(translation, confidence, *, min_confidence):
     confidence = tf.where(usable, confidence, 0.0)
     weight = tf.where(confidence >= min_confidence, confidence, 0.0)[:, tf.newaxis]
     translation = tf.where(usable[:, tf.newaxis], translation, 0.0)
+    phase = 2.0 * np.pi * translation
     ones = tf.ones([AXES])
     return BatchSums(
         weight=ones * tf.reduce_sum(weight),
         shift=tf.reduce_sum(weight * translation, axis=0),
         shift_squared=tf.reduce_sum(weight * tf.square(translation), axis=0),
+        cosine=tf.reduce_sum(weight * tf.cos(phase), axis=0),
+        sine=tf.reduce_sum(weight * tf.sin(phase), axis=0),
         confidence=ones * tf.reduce_sum(confidence),
         count=ones * tf.reduce_sum(tf.cast(usable, tf.float32)),
     )
 
 
-def update(state, sums, *, warmup_steps):
+def update(state, sums, *, warmup_steps, subpixel):
     """The state after one batch; unchanged by a batch that tells nothing.
 
     Args:
         state: a `DriftState`.
         sums: `BatchSums` over all replicas.
         warmup_steps: "auto", or after how many batches registration is trusted.
+        subpixel: whether the corrections in use are fractions.
     """
     known = sums.weight > 0.0
     weight = tf.where(known, sums.weight, 1.0)
@@ -124,10 +145,23 @@ def update(state, sums, *, warmup_steps):
     scatter_weight = tf.where(is_first, state.scatter_weight, _SCATTER_MEMORY * state.scatter_weight + 1.0)
     measured = tf.maximum(within, scatter / scatter_weight) + _MEASUREMENT_FLOOR
 
-    predicted = state.variance + tf.where(state.ready > 0.0, _PROCESS_VARIANCE, _WARMUP_PROCESS_VARIANCE)
+    phase = 2.0 * np.pi * state.fraction
+    cosine = (sums.cosine * tf.cos(phase) + sums.sine * tf.sin(phase)) / weight
+    sine = (sums.sine * tf.cos(phase) - sums.cosine * tf.sin(phase)) / weight
+    coherence = _COHERENCE_MEMORY * state.coherence + (1.0 - _COHERENCE_MEMORY) * cosine
+    followed = _PHASE_GAIN * tf.sqrt(tf.square(cosine) + tf.square(sine)) * tf.atan2(sine, cosine) / (2.0 * np.pi)
+    tracked = tf.clip_by_value((coherence - _COHERENT[0]) / (_COHERENT[1] - _COHERENT[0]), 0.0, 1.0)
+
+    is_ready = state.ready > 0.0
+    untracked_move = tf.where(is_ready, -_FOLLOWING_RATE * _applied(state, subpixel), 0.0)
+    expected = state.mean + tracked * followed + (1.0 - tracked) * untracked_move
+    slip = tf.maximum(_TRACKED_PROCESS_VARIANCE[0], _TRACKED_PROCESS_VARIANCE[1] / (state.batches + 1.0))
+    process = tracked * slip + (1.0 - tracked) * (_PROCESS_VARIANCE + tf.square(untracked_move))
+    predicted = state.variance + tf.where(is_ready, process, _WARMUP_PROCESS_VARIANCE)
     gain = predicted / (predicted + measured)
-    mean = state.mean + gain * (batch_mean - state.mean)
-    moved = tf.abs(mean - state.correction) > 0.5 + _HYSTERESIS
+    mean = expected + gain * (batch_mean - expected)
+    variance = (1.0 - gain) * predicted
+    moved = tf.abs(mean - state.correction) > 0.5 + tf.clip_by_value(tf.sqrt(variance), *_HYSTERESIS)
 
     seen = sums.count > 0.0
     confidence = sums.confidence / tf.maximum(sums.count, 1.0)
@@ -139,11 +173,13 @@ def update(state, sums, *, warmup_steps):
         now_ready = updates >= float(warmup_steps)
     after = DriftState(
         mean=tf.where(known, mean, state.mean),
-        variance=tf.where(known, (1.0 - gain) * predicted, state.variance),
+        variance=tf.where(known, variance, state.variance),
         correction=tf.where(known & moved, tf.round(mean), state.correction),
         previous=tf.where(known, batch_mean, state.previous),
         scatter=tf.where(known, scatter, state.scatter),
         scatter_weight=tf.where(known, scatter_weight, state.scatter_weight),
+        fraction=tf.where(known, state.fraction + followed, state.fraction),
+        coherence=tf.where(known, coherence, state.coherence),
         batches=state.batches + tf.cast(known, tf.float32),
         confidence=confidence,
         updates=updates,
@@ -154,4 +190,8 @@ def update(state, sums, *, warmup_steps):
 
 def correction(state, *, rank, subpixel):
     """Pixels `(rank,)` to take out of every registered shift: whole ones, unless shifts are interpolated anyway."""
-    return (state.mean if subpixel else state.correction)[:rank]
+    return _applied(state, subpixel)[:rank]
+
+
+def _applied(state, subpixel):
+    return state.mean if subpixel else state.correction

@@ -106,7 +106,9 @@ def shift_invariant_loss(
     pixel_loss = _Base.resolved(base)
     label, valid, prediction = _pair(y_true, y_pred, pixel_loss)
     found = _registered(label, valid, prediction, pixel_loss, search)
-    translation = found.translation if drift is None else found.translation - tf.cast(drift, found.translation.dtype)
+    translation = found.translation if subpixel else tf.round(found.translation)
+    if drift is not None:
+        translation -= tf.cast(drift if subpixel else tf.round(drift), translation.dtype)
     translation = tf.where(found.confidence[:, tf.newaxis] >= min_confidence, translation, 0.0)
     return _loss_on_overlap(label, valid, prediction, translation, pixel_loss, search)
 
@@ -221,7 +223,7 @@ class ShiftInvariantLoss(_keras.Loss):
         label, valid, prediction = _pair(y_true, y_pred, self._base)
         found = _registered(label, valid, prediction, self._base, self._search)
         state = drift.unpack(tf.convert_to_tensor(self.state))
-        translation = found.translation
+        translation = found.translation if self.subpixel else tf.round(found.translation)
         if self.center:
             offset = drift.correction(state, rank=translation.shape[-1], subpixel=self.subpixel)
             translation -= tf.cast(offset, translation.dtype)
@@ -251,7 +253,7 @@ class ShiftInvariantLoss(_keras.Loss):
         if replica is not None and replica.num_replicas_in_sync > 1:
             sums = drift.BatchSums(*replica.all_reduce(tf.distribute.ReduceOp.SUM, list(sums)))
         before = drift.unpack(tf.convert_to_tensor(self.state))
-        after = drift.update(before, sums, warmup_steps=self.warmup_steps)
+        after = drift.update(before, sums, warmup_steps=self.warmup_steps, subpixel=self.subpixel)
         return self.state.assign(drift.pack(after), read_value=False)
 
     def save_own_variables(self, store):
@@ -321,7 +323,6 @@ def _registered(label, valid, prediction, base, search):
         tf.stop_gradient(label),
         max_shift=_checks.pixels_per_axis("max_shift", max_shift, rank),
         similarity=search.similarity,
-        subpixel=search.subpixel,
         moving_mask=valid,
         min_overlap=search.min_overlap,
     )

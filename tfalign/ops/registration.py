@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfalign import _checks
 from tfalign.ops import geometry, resample
-from tfalign.ops.similarity import cc_map, mse_map, ncc_map, overlap_sums
+from tfalign.ops.similarity import cc_map, has_texture, mse_map, ncc_map, overlap_sums
 
 SIMILARITIES = {"ncc": ncc_map, "cc": cc_map, "mse": mse_map}
 
@@ -110,6 +110,8 @@ def register(
     window = score_map.shape[1:].as_list()
     size = int(np.prod(window))
     scores = tf.reshape(score_map, [-1, size])
+    textured = has_texture(fixed, fixed_mask) & has_texture(moving, moving_mask)
+    scores = tf.where(textured[:, tf.newaxis] | tf.math.is_inf(scores), scores, 0.0)
     best, is_known = _best_index(scores, window)
     shift = tf.gather(_window_shifts(max_shift, fixed.dtype), best)
     score = tf.gather(scores, best, batch_dims=1)
@@ -301,5 +303,6 @@ def _parabola_offset(scores, best, window):
         curvature = before - 2.0 * middle + after
         usable = inner & tf.math.is_finite(curvature) & (curvature < 0)
         vertex = tf.where(usable, 0.5 * (before - after), 0.0) / tf.where(usable, curvature, -1.0)
-        offsets.append(tf.clip_by_value(vertex, -0.5, 0.5))
+        # Short of the half, so that rounding gives the whole-pixel shift back.
+        offsets.append(tf.clip_by_value(vertex, -0.499, 0.499))
     return tf.stack(offsets, axis=-1)

@@ -40,8 +40,13 @@ def overlap_sums(fixed, moving, fixed_mask, moving_mask, *, max_shift, common_ce
     moving_mask = resample.crop_or_pad(moving_mask, window_shape)
     fixed_mean = _masked_mean(fixed, fixed_mask)
     moving_mean = fixed_mean if common_center else _masked_mean(moving, moving_mask)
-    fixed = _centered(fixed, fixed_mean, fixed_mask)
-    moving = _centered(moving, moving_mean, moving_mask)
+    fixed_is_flat, moving_is_flat = _is_flat(fixed, fixed_mask), _is_flat(moving, moving_mask)
+    fixed = (fixed - fixed_mean) * fixed_mask
+    moving = (moving - moving_mean) * moving_mask
+    # What is left of a flat channel is rounding.
+    fixed = tf.where(fixed_is_flat, 0.0, fixed)
+    if not common_center:
+        moving = tf.where(moving_is_flat, 0.0, moving)
 
     fft_sizes = [spectral.fast_size(size) for size in window_shape]
     parts = [channels, 1, 1]
@@ -69,13 +74,17 @@ def _masked_mean(values, mask):
     return tf.reduce_sum(values * mask, axis=axes, keepdims=True) / count
 
 
-def _centered(values, mean, mask):
-    """Values minus `mean` on the mask; exactly 0 in a channel where only rounding is left."""
+def _is_flat(values, mask):
+    """Whether a channel is constant on the mask up to rounding, `(batch, 1, …, channels)`."""
     axes = list(range(1, values.shape.rank - 1))
-    centered = (values - mean) * mask
-    largest = tf.reduce_max(tf.abs(values) * mask, axis=axes, keepdims=True)
-    rounding = tf.reduce_max(tf.abs(centered), axis=axes, keepdims=True) <= 1e-6 * largest
-    return tf.where(rounding, 0.0, centered)
+    highest = tf.reduce_max(tf.where(mask > 0, values, values.dtype.min), axis=axes, keepdims=True)
+    lowest = tf.reduce_min(tf.where(mask > 0, values, values.dtype.max), axis=axes, keepdims=True)
+    return highest - lowest <= 1e-6 * tf.maximum(tf.abs(highest), tf.abs(lowest))
+
+
+def has_texture(values, mask):
+    """Whether a sample varies at all over its mask, `(batch,)`: a constant one cannot be registered."""
+    return tf.reduce_any(~_is_flat(values, mask), axis=list(range(1, values.shape.rank)))
 
 
 def _parts_spectrum(values, mask, fft_sizes):

@@ -1,0 +1,55 @@
+# Each target sets up what it needs; a machine with Python 3.11-3.13 and make is enough.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	"$$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { echo "$$name"; break; }; done)
+VENV := .venv
+ADDONS := .venv-addons
+BIN := $(VENV)/bin
+# Half of TensorFlow's start-up lines say nothing to a reader.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-slow test-addons lint types format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.package
+	$(BIN)/tfalign demo --out runs/demo
+
+test: $(VENV)/.develop
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.develop
+	$(BIN)/python -m pytest -m slow
+
+test-addons: $(ADDONS)/.develop
+	$(ADDONS)/bin/python -m pytest -n 2 -m "not slow"
+
+lint: $(VENV)/.develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.develop
+	$(BIN)/mypy
+
+format: $(VENV)/.develop
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.package: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with venv is needed: PYTHON=/path/to/python make ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.develop: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@
+
+$(ADDONS)/.develop: setup.cfg pyproject.toml
+	python3.11 -m venv $(ADDONS)
+	$(ADDONS)/bin/python -m pip install --quiet --upgrade pip
+	$(ADDONS)/bin/python -m pip install --quiet --editable ".[test,addons]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(ADDONS) build dist *.egg-info

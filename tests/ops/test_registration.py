@@ -1,0 +1,312 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from skimage.registration import phase_cross_correlation
+
+import tfalign
+from tests import reference
+from tfalign.ops import registration, similarity, spectral
+
+SIMILARITIES = ["ncc", "cc", "mse"]
+SIZES = [((10,), (14,)), ((12,), (9,)), ((7, 6), (7, 6)), ((6, 7), (9, 12)), ((8, 9), (5, 6)), ((6, 5, 6), (7, 6, 5))]
+
+
+def pair(rng, fixed_size, moving_size, channels=2, batch=2):
+    return (
+        rng.standard_normal((batch, *fixed_size, channels)).astype(np.float32),
+        rng.standard_normal((batch, *moving_size, channels)).astype(np.float32),
+    )
+
+
+def scene(rng, rank, size=None, channels=2):
+    """One larger random field, from which patches with a known shift are cut."""
+    return rng.standard_normal((size or {1: 120, 2: 90, 3: 30}[rank],) * rank + (channels,)).astype(np.float32)
+
+
+def cut(field, size, shift):
+    """The patch whose content lies `shift` pixels further down/right, around the field's centre."""
+    begin = [n // 2 - s // 2 - t for n, s, t in zip(field.shape, size, shift)]
+    return field[tuple(slice(b, b + s) for b, s in zip(begin, size))]
+
+
+def close_to_map(actual, expected, tolerance=1e-5):
+    finite = np.isfinite(expected)
+    assert finite.any()
+    np.testing.assert_array_equal(np.isfinite(actual), finite)
+    span = np.ptp(expected[finite])
+    assert span > 0
+    np.testing.assert_allclose(np.asarray(actual)[finite], expected[finite], atol=tolerance * span)
+
+
+@pytest.mark.parametrize("measure", SIMILARITIES)
+@pytest.mark.parametrize(("fixed_size", "moving_size"), SIZES)
+def test_score_map_equals_the_reference(rng, run, fixed_size, moving_size, measure):
+    fixed, moving = pair(rng, fixed_size, moving_size)
+    bounds = (2,) * len(fixed_size)
+    found = run(
+        lambda a, b: tfalign.register(a, b, max_shift=2, similarity=measure, min_overlap=0.2, return_map=True),
+        fixed,
+        moving,
+    )
+    for sample in range(2):
+        expected = reference.score_map(fixed[sample], moving[sample], bounds, measure, min_overlap=0.2)
+        close_to_map(found.score_map[sample], expected, 3e-5)
+
+
+@pytest.mark.parametrize("measure", SIMILARITIES)
+def test_masked_score_map_equals_the_reference(rng, run, measure):
+    fixed, moving = pair(rng, (8, 9), (10, 9))
+    fixed_mask = (rng.random((2, 8, 9)) > 0.3).astype(np.float32)
+    moving_mask = (rng.random((2, 10, 9, 1)) > 0.3).astype(np.float32)
+
+    def register(a, b, c, d):
+        return tfalign.register(
+            a, b, max_shift=(3, 1), similarity=measure, fixed_mask=c, moving_mask=d, min_overlap=0.5, return_map=True
+        )
+
+    found = run(register, fixed, moving, fixed_mask, moving_mask)
+    for sample in range(2):
+        expected = reference.score_map(
+            fixed[sample], moving[sample], (3, 1), measure, fixed_mask[sample], moving_mask[sample, ..., 0], 0.5
+        )
+        close_to_map(found.score_map[sample], expected, 3e-5)
+
+
+@pytest.mark.parametrize("measure", SIMILARITIES)
+def test_sixteen_bit_values_lose_no_precision(rng, measure):
+    fixed = 30000.0 + 40.0 * rng.standard_normal((1, 12, 12, 1)).astype(np.float32)
+    moving = fixed + 5.0 * rng.standard_normal((1, 12, 12, 1)).astype(np.float32)
+    found = tfalign.register(fixed, moving, max_shift=2, similarity=measure, return_map=True)
+    expected = reference.score_map(fixed[0].astype(float), moving[0].astype(float), (2, 2), measure, min_overlap=0.5)
+    close_to_map(found.score_map[0], expected, 1e-4)
+
+
+@pytest.mark.parametrize("measure", SIMILARITIES)
+@pytest.mark.parametrize(
+    ("fixed_size", "moving_size", "bound"),
+    [
+        ((40,), (56,), 8),
+        ((41,), (41,), 8),
+        ((32, 33), (48, 49), 8),
+        ((32, 32), (32, 32), 7),
+        ((20, 25), (45, 40), 9),
+        ((40, 41), (21, 20), 6),
+        ((10, 12, 11), (16, 16, 17), 3),
+        ((12, 12, 12), (12, 12, 12), 2),
+    ],
+)
+def test_known_shifts_are_recovered_exactly(rng, run, fixed_size, moving_size, bound, measure):
+    rank = len(fixed_size)
+    truth = rng.integers(-bound, bound + 1, (6, rank))
+    fields = [scene(rng, rank) for _ in truth]
+    fixed = np.stack([cut(field, fixed_size, [0] * rank) for field in fields])
+    moving = np.stack([cut(field, moving_size, shift) for field, shift in zip(fields, truth)])
+    found = run(
+        lambda a, b: tfalign.register(a, b, max_shift=bound, similarity=measure, subpixel=False, min_overlap=0.3),
+        fixed,
+        moving,
+    )
+    np.testing.assert_array_equal(found.translation, truth)
+    np.testing.assert_array_equal(found.transform[:, :-1, -1], truth)
+    assert np.min(found.confidence) > 0.99
+    aligned, mask = found.warp(moving)
+    assert aligned.shape == fixed.shape
+    np.testing.assert_allclose(np.mean(mask, axis=tuple(range(1, rank + 1))), found.overlap, atol=1e-6)
+    np.testing.assert_array_equal(aligned, fixed * np.asarray(mask)[..., np.newaxis])
+
+
+def test_the_best_crop_of_a_large_label(rng):
+    label = rng.standard_normal((1, 256, 256, 1)).astype(np.float32)
+    found = tfalign.register(label[:, :100, :100], label, max_shift=78, subpixel=False)
+    np.testing.assert_array_equal(found.translation, [[-78, -78]])
+    aligned, _ = found.warp(label)
+    np.testing.assert_array_equal(aligned, label[:, :100, :100])
+
+
+@pytest.mark.parametrize("measure", ["ncc", "mse"])
+def test_subpixel_shifts(run, measure):
+    grid = np.arange(64) - 32.0
+    truth = np.array([[0.3, -1.4], [2.75, 0.5], [-3.2, 3.9]])
+
+    def blob(shift):
+        return np.exp(-((grid[:, None] - shift[0]) ** 2 + (grid[None] - shift[1]) ** 2) / 50.0)
+
+    fixed = np.stack([blob((0.0, 0.0))] * 3)[..., np.newaxis].astype(np.float32)
+    moving = np.stack([blob(shift) for shift in truth])[..., np.newaxis].astype(np.float32)
+    found = run(lambda a, b: tfalign.register(a, b, max_shift=6, similarity=measure), fixed, moving)
+    np.testing.assert_allclose(found.translation, truth, atol=0.06)
+    independent = phase_cross_correlation(moving[0, ..., 0], fixed[0, ..., 0], upsample_factor=50, normalization=None)[0]
+    np.testing.assert_allclose(found.translation[0], independent, atol=0.06)
+
+
+def test_rounding_gives_the_whole_pixel_shift_back(rng):
+    fixed, moving = pair(rng, (16, 16), (24, 24), batch=40)
+    exact = tfalign.register(fixed, moving, max_shift=4, subpixel=False).translation
+    refined = tfalign.register(fixed, moving, max_shift=4).translation
+    assert np.any(refined != exact)
+    np.testing.assert_array_equal(np.round(refined), exact)
+
+
+def test_ncc_ignores_gain_and_offset_and_stays_in_bounds(rng):
+    fixed, moving = pair(rng, (9, 9), (13, 13))
+    one = tfalign.register(fixed, moving, max_shift=2, return_map=True).score_map
+    other = tfalign.register(7.0 * fixed - 100.0, 0.01 * moving + 3.0, max_shift=2, return_map=True).score_map
+    np.testing.assert_allclose(one, other, atol=2e-5)
+    assert np.max(np.abs(one)) <= 1.0
+
+
+def test_moving_both_grids_alike_changes_nothing(rng):
+    field = scene(rng, 2)
+    one = tfalign.register(cut(field, (16, 16), (0, 0))[None], cut(field, (24, 24), (2, 1))[None], max_shift=4)
+    other = tfalign.register(cut(field, (16, 16), (5, 6))[None], cut(field, (24, 24), (7, 7))[None], max_shift=4)
+    np.testing.assert_allclose(np.round(one.translation), [[2, 1]])
+    np.testing.assert_array_equal(np.round(one.translation), np.round(other.translation))
+
+
+def test_swapping_the_sides_inverts_the_result(rng):
+    field = scene(rng, 2)
+    one, two = cut(field, (20, 20), (0, 0))[None], cut(field, (20, 20), (3, -2))[None]
+    forward = tfalign.register(one, two, max_shift=5, subpixel=False)
+    backward = tfalign.register(two, one, max_shift=5, subpixel=False)
+    np.testing.assert_array_equal(forward.inverse(), backward.transform)
+    assert np.any(forward.translation != 0)
+
+
+@pytest.mark.parametrize("measure", SIMILARITIES)
+def test_a_mask_of_ones_equals_no_mask(rng, measure):
+    fixed, moving = pair(rng, (8, 8), (10, 10))
+    options = {"max_shift": 2, "similarity": measure, "return_map": True}
+    plain = tfalign.register(fixed, moving, **options)
+    masked = tfalign.register(
+        fixed, moving, fixed_mask=np.ones((2, 8, 8)), moving_mask=np.ones((2, 10, 10), bool), **options
+    )
+    np.testing.assert_array_equal(plain.score_map, masked.score_map)
+    np.testing.assert_array_equal(plain.translation, masked.translation)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_pixels_count_as_masked(rng, run, bad):
+    fixed, moving = pair(rng, (10, 10), (12, 12))
+    holes = rng.random((2, 12, 12)) > 0.8
+    broken = np.where(holes[..., None], np.float32(bad), moving)
+    found = run(lambda a, b: tfalign.register(a, b, max_shift=2, return_map=True), fixed, broken)
+    expected = tfalign.register(fixed, moving, max_shift=2, moving_mask=~holes, return_map=True)
+    np.testing.assert_allclose(found.score_map, expected.score_map, atol=1e-5)
+
+
+@pytest.mark.parametrize("measure", SIMILARITIES)
+@pytest.mark.parametrize("kind", ["constant", "zero", "nan", "inf", "blank fixed", "both blank", "masked", "huge"])
+def test_where_nothing_can_be_told_the_identity_is_kept(rng, run, measure, kind):
+    fixed, moving = pair(rng, (12, 12), (16, 16))
+    mask = np.ones((2, 16, 16), np.float32)
+    fills = {"constant": 0.1, "zero": 0.0, "nan": np.nan, "inf": np.inf, "both blank": 30000.1, "huge": 1e30}
+    if kind in fills:
+        moving[:] = fills[kind]
+    if kind in ("blank fixed", "both blank"):
+        fixed[:] = 12345.6
+    if kind == "masked":
+        mask[:] = 0.0
+    if kind == "blank fixed" and measure == "mse":
+        moving[:] = 0.5
+    found = run(
+        lambda a, b, c: tfalign.register(a, b, max_shift=3, similarity=measure, moving_mask=c), fixed, moving, mask
+    )
+    np.testing.assert_array_equal(found.translation, np.zeros((2, 2)))
+    np.testing.assert_array_equal(found.confidence, [0, 0])
+    assert np.all(np.isfinite(found.score))
+
+
+def test_confidence_is_high_on_a_clear_peak_and_low_on_noise(rng):
+    field = np.stack([scene(rng, 2, channels=1) for _ in range(8)])
+    clear = tfalign.register(field[:, 10:42, 10:42], field[:, 4:48, 4:48], max_shift=6)
+    noise = tfalign.register(field[:, 10:42, 10:42], rng.standard_normal((8, 44, 44, 1)), max_shift=6)
+    assert np.min(clear.confidence) > 0.99
+    assert np.mean(noise.confidence) < 0.3
+
+
+def test_the_posterior_sums_to_one(rng):
+    fixed, moving = pair(rng, (12, 12), (12, 12))
+    posterior = tfalign.register(fixed, moving, max_shift=3, return_map=True).posterior_map
+    assert posterior.shape == (2, 7, 7)
+    np.testing.assert_allclose(np.sum(posterior, axis=(1, 2)), 1.0, atol=1e-5)
+
+
+def test_overlap_under_the_minimum_is_not_searched(rng):
+    fixed, moving = pair(rng, (8, 8), (8, 8))
+    score_map = registration.register(fixed, moving, max_shift=2, min_overlap=0.5, return_map=True).score_map
+    assert np.all(np.isfinite(score_map))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 2])] * 2)
+    def unknown_sizes(a, b):
+        return tfalign.register(a, b, max_shift=6, min_overlap=0.5, return_map=True)
+
+    found = unknown_sizes(fixed, moving)
+    overlap = np.outer(8 - np.abs(np.arange(-6, 7)), 8 - np.abs(np.arange(-6, 7))) / 64
+    np.testing.assert_array_equal(np.isfinite(found.score_map[0]), overlap >= 0.5)
+
+
+def test_gradient_flows_through_the_score_alone_and_is_finite(rng):
+    fixed, moving = (tf.constant(side) for side in pair(rng, (8, 8), (10, 10)))
+    flat = tf.zeros_like(fixed)
+    for left in (fixed, flat):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(left)
+            found = tfalign.register(left, moving, max_shift=1)
+        assert tape.gradient(found.translation, left) is None
+        assert np.all(np.isfinite(tape.gradient(found.score, left)))
+
+
+def test_results_pass_through_tf_data(rng):
+    fixed, moving = pair(rng, (8, 8), (12, 12), batch=4)
+    dataset = tf.data.Dataset.from_tensor_slices((fixed, moving)).batch(2)
+    found = list(dataset.map(lambda a, b: tfalign.register(a, b, max_shift=2)))
+    whole = tfalign.register(fixed, moving, max_shift=2)
+    np.testing.assert_array_equal(np.concatenate([part.translation for part in found]), whole.translation)
+
+
+def test_float64_stays(rng):
+    fixed, moving = (side.astype(np.float64) for side in pair(rng, (8, 8), (8, 8)))
+    assert tfalign.register(fixed, moving, max_shift=1).translation.dtype == tf.float64
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"max_shift": -1}, ValueError, "`max_shift` must be >= 0. Received: max_shift=-1"),
+        ({"max_shift": 1.5}, TypeError, "`max_shift` must be a whole number.*max_shift=1.5"),
+        ({"max_shift": (1, 2, 3)}, ValueError, r"one for each of the 2 spatial axes.*max_shift=\(1, 2, 3\)"),
+        ({"max_shift": 5}, ValueError, r"overlap of at least `min_overlap`.*max_shift=\(5, 5\)"),
+        ({"similarity": "best"}, ValueError, "`similarity` must be one of 'ncc'.*similarity='best'"),
+        ({"min_overlap": 1.5}, ValueError, "`min_overlap` must be >= 0.0 and <= 1.0.*min_overlap=1.5"),
+        ({"min_overlap": "half"}, TypeError, "`min_overlap` must be a number.*'half'"),
+        ({"moving": np.zeros((2, 8, 2))}, ValueError, r"rank of `fixed`.*moving.shape=\(2, 8, 2\)"),
+        ({"moving": np.zeros((2, 8, 8, 3))}, ValueError, r"number of channels.*moving.shape=\(2, 8, 8, 3\)"),
+        ({"fixed": np.zeros((8, 8))}, ValueError, r"`fixed` must have the shape.*fixed.shape=\(8, 8\)"),
+        ({"fixed_mask": np.ones((2, 7, 8))}, ValueError, r"`fixed_mask` must have.*fixed_mask.shape=\(2, 7, 8, 1\)"),
+        ({"fixed": np.zeros((2, 8, 8, 2), complex)}, TypeError, "`fixed` must be real.*complex128"),
+    ],
+)
+def test_bad_arguments(change, error, text):
+    arguments = {"fixed": np.zeros((2, 8, 8, 2)), "moving": np.zeros((2, 8, 8, 2)), "max_shift": 1, **change}
+    fixed, moving = arguments.pop("fixed"), arguments.pop("moving")
+    with pytest.raises(error, match=text):
+        tfalign.register(fixed, moving, **arguments)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 80, 81, 127, 1000])
+def test_fast_sizes_are_even_smooth_and_the_same_for_tensors(size):
+    fast = spectral.fast_size(size)
+    assert fast >= size
+    assert fast % 2 == 0
+    for prime in (2, 3, 5):
+        while fast % prime == 0:
+            fast //= prime
+    assert fast == 1
+    assert spectral.fast_size(size) == int(spectral.fast_size(tf.constant(size)))
+
+
+def test_every_option_is_keyword_only():
+    for function in (tfalign.register, similarity.overlap_sums):
+        code = function.__code__
+        assert code.co_varnames[:2] == ("fixed", "moving")
+        assert code.co_argcount == (2 if function is tfalign.register else 4)

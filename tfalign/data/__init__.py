@@ -1,0 +1,1 @@
+"""Data: sources, and what is cut from them."""

@@ -1,0 +1,1 @@
+"""What the command line runs. Jobs know files and networks, nothing of the terminal."""

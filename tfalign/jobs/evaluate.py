@@ -1,0 +1,67 @@
+"""How good a dense prediction is, in place and after moving it back."""
+
+import numpy as np
+import tensorflow as tf
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from tfalign.ops.registration import register
+
+_DRIFT_BOUND = 6  # px
+
+
+def image_metrics(prediction, truth):
+    """Compares one prediction with its aligned truth.
+
+    Args:
+        prediction, truth: `(rows, columns, channels)`, values in [0, 1]; the prediction is clipped to that.
+
+    Returns:
+        A dict: "psnr" (dB) and "ssim" in place; "sharpness", the high-frequency power of the prediction as a share of
+        the truth's; "drift", pixels (row, column) by which the prediction lies off; "psnr_moved_back" (dB) on the inner
+        pixels after the best whole-pixel move of the whole prediction.
+    """
+    prediction = np.clip(prediction, 0.0, 1.0)
+    found = register(truth[np.newaxis], prediction[np.newaxis], max_shift=_DRIFT_BOUND, similarity="mse")
+    drift = found.translation.numpy()[0]
+    whole = np.round(drift).astype(int)
+    inner = (slice(_DRIFT_BOUND, -_DRIFT_BOUND),) * 2
+    moved_back = np.roll(prediction, -whole, axis=(0, 1))
+    return {
+        "psnr": psnr(prediction, truth),
+        "ssim": float(structural_similarity(truth, prediction, channel_axis=-1, data_range=1.0)),
+        "sharpness": sharpness(prediction, truth),
+        "drift": [float(value) for value in drift],
+        "psnr_moved_back": psnr(moved_back[inner], truth[inner]),
+    }
+
+
+def psnr(prediction, truth):
+    """Peak signal-to-noise ratio of values in [0, 1], dB."""
+    return float(peak_signal_noise_ratio(truth, prediction, data_range=1.0))
+
+
+def sharpness(prediction, truth, *, above=0.125):
+    """Power of `prediction` at frequencies over `above` cycles per pixel, as a share of that of `truth`."""
+    radius = np.hypot(np.fft.fftfreq(truth.shape[0])[:, np.newaxis], np.fft.fftfreq(truth.shape[1])[np.newaxis])
+    high = radius > above
+
+    def power(image):
+        return np.square(np.abs(np.fft.fft2(image, axes=(0, 1))))[high].sum()
+
+    return float(power(prediction) / power(truth))
+
+
+def gap_recovered(value, plain, oracle):
+    """Share of what misalignment cost that is won back: 0 is the plain loss, 1 is perfect labels."""
+    return float((value - plain) / (oracle - plain))
+
+
+def registered_shifts(model, inputs, labels, *, max_shift, batch=64):
+    """Registers every label to the model's prediction: translations `(count, d)`, pixels, and confidences."""
+    translations, confidences = [], []
+    for start in range(0, len(inputs), batch):
+        prediction = model(tf.convert_to_tensor(inputs[start : start + batch]), training=False)
+        found = register(prediction, labels[start : start + batch], max_shift=max_shift, subpixel=False)
+        translations.append(found.translation.numpy())
+        confidences.append(found.confidence.numpy())
+    return np.concatenate(translations), np.concatenate(confidences)

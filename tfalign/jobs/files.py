@@ -1,0 +1,50 @@
+"""Files of a run folder: written beside and renamed, so that a kill leaves the old one or the new one."""
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import keras
+import numpy as np
+import skimage
+import tensorflow as tf
+
+from tfalign._version import __version__
+
+
+def write_text(path, text):
+    """Writes `text` to `path` in one step."""
+    beside = Path(f"{path}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_json(path, content):
+    """Writes `content` as indented JSON in one step."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path):
+    """The content of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def save_model(model, path):
+    """Saves a Keras model in one step; the name must end in `.keras`."""
+    beside = Path(path).with_name(f"part-{Path(path).name}")
+    model.save(beside)
+    os.replace(beside, path)
+
+
+def versions():
+    """The versions and the machine behind a result."""
+    return {
+        "tfalign": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "scikit-image": skimage.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
