@@ -9,9 +9,7 @@ def overlap_values(fixed, moving, fixed_mask, moving_mask, shift):
     """Pairs of values `(pixels, channels)` where both sides are valid; one sample, `(*spatial, channels)`."""
     pairs = []
     for index in np.ndindex(*fixed.shape[:-1]):
-        at = tuple(
-            i + m // 2 - n // 2 + s for i, m, n, s in zip(index, moving.shape[:-1], fixed.shape[:-1], shift)
-        )
+        at = tuple(i + m // 2 - n // 2 + s for i, m, n, s in zip(index, moving.shape[:-1], fixed.shape[:-1], shift))
         if any(i < 0 or i >= m for i, m in zip(at, moving.shape[:-1])):
             continue
         if fixed_mask[index] and moving_mask[at]:

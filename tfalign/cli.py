@@ -24,7 +24,9 @@ def _print_version(wanted: bool):
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
 ):
     """Train dense-prediction networks on labels that do not lie exactly on their inputs."""
 

@@ -29,7 +29,9 @@ def export_serving(model, directory, *, version=None):
     version = max(taken, default=0) + 1 if version is None else _checks.whole_number("version", version, at_least=1)
     if version in taken:
         raise ValueError(
-            _checks.message("`version` must be new.", {"version": version, "directory": str(directory)}, "Leave it out.")
+            _checks.message(
+                "`version` must be new.", {"version": version, "directory": str(directory)}, "Leave it out."
+            )
         )
     with tempfile.TemporaryDirectory(prefix=".part-", dir=directory) as beside:
         _keras.export(model, os.path.join(beside, "model"))

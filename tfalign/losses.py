@@ -126,7 +126,7 @@ class ShiftInvariantLoss(_keras.Loss):
     `evaluate`. Training starts on the labels as they lie, until registration can be trusted.
 
     Label and prediction may differ in size; they share one centre. A label with a margin of `max_shift` on every side
-    loses no overlap. Non-finite label values are left out; constant, blank or fully masked labels are compared in place.
+    loses no overlap. Non-finite label values are left out; constant or fully masked labels are compared in place.
     A non-finite prediction gives a non-finite loss.
 
     Args:
@@ -175,7 +175,7 @@ class ShiftInvariantLoss(_keras.Loss):
             _checks.whole_number("warmup_steps", warmup_steps, at_least=0, remedy='Or "auto".')
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.base = base
-        self.max_shift = max_shift
+        self.max_shift = search.max_shift
         self.similarity = similarity
         self.subpixel = subpixel
         self.center = bool(center)

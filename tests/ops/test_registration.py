@@ -135,7 +135,9 @@ def test_subpixel_shifts(run, measure):
     moving = np.stack([blob(shift) for shift in truth])[..., np.newaxis].astype(np.float32)
     found = run(lambda a, b: tfalign.register(a, b, max_shift=6, similarity=measure), fixed, moving)
     np.testing.assert_allclose(found.translation, truth, atol=0.06)
-    independent = phase_cross_correlation(moving[0, ..., 0], fixed[0, ..., 0], upsample_factor=50, normalization=None)[0]
+    independent = phase_cross_correlation(moving[0, ..., 0], fixed[0, ..., 0], upsample_factor=50, normalization=None)[
+        0
+    ]
     np.testing.assert_allclose(found.translation[0], independent, atol=0.06)
 
 

@@ -33,9 +33,7 @@ def test_whole_pixel_moves_copy_exactly(rng, run, output, size, interpolation):
     moving, rank = batch_of(rng, size) * 1e6, len(size)
     translation = rng.integers(-2, 3, (3, rank)).astype(np.float32)
     values, mask = run(
-        lambda a, b: tfalign.warp(
-            a, geometry.from_translation(b), output_shape=output, interpolation=interpolation
-        ),
+        lambda a, b: tfalign.warp(a, geometry.from_translation(b), output_shape=output, interpolation=interpolation),
         moving,
         translation,
     )

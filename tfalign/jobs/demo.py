@@ -141,7 +141,7 @@ class _Watch(keras.callbacks.Callback):
         super().__init__()
         self.noted_steps = {max(1, steps * part // _NOTES) for part in range(1, _NOTES + 1)}
         self.gray, self.truth, self.advance = gray, truth, advance
-        self.curve = {"step": [], "loss": [], "held_out_psnr": [], "drift": []}
+        self.curve: dict[str, list] = {"step": [], "loss": [], "held_out_psnr": [], "drift": []}
         self.loss_sum = 0.0
         self.training_seconds = 0.0
 

@@ -3,12 +3,8 @@
 import json
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
-
-import keras
-import numpy as np
-import skimage
-import tensorflow as tf
 
 from tfalign._version import __version__
 
@@ -41,10 +37,7 @@ def versions():
     """The versions and the machine behind a result."""
     return {
         "tfalign": __version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "scikit-image": skimage.__version__,
+        **{name: metadata.version(name) for name in ("tensorflow", "keras", "numpy", "scikit-image")},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -15,7 +16,12 @@ from tfalign.ops.registration import register
 _COLORS = {"plain": "#c0504d", "tfalign": "#1f6fb4", "oracle": "#4a9a52"}
 _TITLES = {"plain": "plain loss", "tfalign": "tfalign", "oracle": "oracle (perfect labels)"}
 _ZOOM = (slice(40, 120), slice(180, 300))  # rows, columns of the held-out tissue that show nuclei
-_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "white"}
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "white",
+}
 
 
 def write_demo(out, *, metrics, gray, truth, predictions, patches, shifts, confidence, model):

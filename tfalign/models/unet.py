@@ -64,8 +64,8 @@ def unet(
         filters: channels of the first level; each level below has twice as many.
         depth: levels, 1 or more; the grid is halved `depth - 1` times.
         padding: "same": the prediction has the input's size, whatever it is. "valid": nothing is padded, the
-            prediction is smaller and keeps the input's centre; the sizes of `valid_sizes` halve evenly on every level,
-            at others the prediction can sit half a pixel off.
+            prediction is smaller and keeps the input's centre; give sizes that are even before every pooling, else it
+            can sit half a pixel off.
         activation: of the last layer, which computes in float32 whatever the policy, so that a loss sees no half type.
         name: of the model.
 

@@ -11,10 +11,9 @@ import tensorflow as tf
 
 def spatial_shape(tensor):
     """Sizes of the spatial axes of `(batch, *spatial, channels)`: an int where static, else a scalar tensor."""
-    static, dynamic = tensor.shape[1:-1].as_list(), None
-    if None in static:
-        dynamic = tf.unstack(tf.shape(tensor)[1:-1], num=len(static))
-    return [size if size is not None else dynamic[axis] for axis, size in enumerate(static)]
+    static = tensor.shape[1:-1].as_list()
+    dynamic = tf.unstack(tf.shape(tensor)[1:-1], num=len(static)) if None in static else static
+    return [known if known is not None else size for known, size in zip(static, dynamic)]
 
 
 def center_offset(fixed_size, moving_size):

@@ -69,7 +69,7 @@ def register(
 
     Args:
         fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
-        moving: the same rank and channels; may be larger or smaller. Both grids share one centre when nothing is shifted.
+        moving: the same rank and channels; may be larger or smaller; both grids share one centre.
         max_shift: int >= 0, or one per spatial axis, pixels.
         similarity: "ncc" (normalised cross-correlation; ignores gain and offset), "cc" (covariance), "mse" (minus the
             mean squared difference), each over the overlap.
@@ -99,9 +99,7 @@ def register(
     moving, moving_mask = valid_pixels(moving, moving_mask, "moving")
     _check_overlap(fixed, moving, max_shift, min_overlap)
 
-    sums = overlap_sums(
-        fixed, moving, fixed_mask, moving_mask, max_shift=max_shift, common_center=similarity == "mse"
-    )
+    sums = overlap_sums(fixed, moving, fixed_mask, moving_mask, max_shift=max_shift, common_center=similarity == "mse")
     enough = sums.count[:, 0] >= tf.maximum(min_overlap * _max_over_window(sums.count[:, 0]), 1.0)
     channels = fixed.shape[-1]
     score_map = tf.where(enough, SIMILARITIES[similarity](sums, channels)[:, 0], -np.inf)
@@ -236,8 +234,9 @@ def _best_index(scores, window):
 def _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift):
     """Number of independent pixels behind a score, `(batch,)`.
 
-    The variance of a correlation of two stationary fields grows by `sum_k r_residual(k) r_moving(k)`; with a first-order
-    autoregressive field along each axis that is (1 + p) / (1 - p), p the product of the two lag-1 autocorrelations.
+    The variance of a correlation of two stationary fields grows by `sum_k r_residual(k) r_moving(k)`; with a
+    first-order autoregressive field along each axis that is (1 + p) / (1 - p), p the product of the two lag-1
+    autocorrelations.
     Source: Bartlett (1946), doi:10.2307/2983611, applied per axis.
     """
     shape = geometry.spatial_shape(fixed)
@@ -276,7 +275,9 @@ def _posterior(fit, effective, signed):
     gain and offset are free (`signed`), else minus the score.
     """
     finite = tf.math.is_finite(fit)
-    unexplained = 1.0 - tf.square(tf.maximum(tf.where(finite, fit, 0.0), 0.0)) if signed else -tf.where(finite, fit, 0.0)
+    unexplained = (
+        1.0 - tf.square(tf.maximum(tf.where(finite, fit, 0.0), 0.0)) if signed else -tf.where(finite, fit, 0.0)
+    )
     floor = 1e-6 * tf.maximum(tf.reduce_max(unexplained, axis=-1, keepdims=True), 1e-30)
     log_likelihood = -0.5 * effective[:, tf.newaxis] * tf.math.log(tf.maximum(unexplained, floor))
     return tf.nn.softmax(tf.where(finite, log_likelihood, log_likelihood.dtype.min), axis=-1)

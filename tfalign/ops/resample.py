@@ -93,10 +93,10 @@ def sample(values, coordinates, *, interpolation):
         return gather_pixels(values, [tf.cast(tf.floor(at + 0.5), tf.int32) for at in index]), mask
     lower = [tf.floor(at) for at in index]
     fraction = [tf.cast(at - low, values.dtype) for at, low in zip(index, lower)]
-    total = 0.0
+    total = tf.zeros([], values.dtype)
     for corner in itertools.product((0, 1), repeat=len(shape)):
         at = [tf.cast(low, tf.int32) + bit for low, bit in zip(lower, corner)]
-        weight = 1.0
+        weight = tf.ones([], values.dtype)
         for part, bit in zip(fraction, corner):
             weight = weight * (part if bit else 1.0 - part)
         weight = weight[..., tf.newaxis]

@@ -13,7 +13,7 @@ from tfalign.ops import geometry, resample, spectral
 
 
 class OverlapSums(NamedTuple):
-    """Sums over the overlap at every shift, `(batch, channels or 1, *window)`; values are centred, see `overlap_sums`."""
+    """Sums over the overlap at every shift, `(batch, channels or 1, *window)`, of centred values."""
 
     count: tf.Tensor  # (batch, 1, *window), pixels valid on both sides
     fixed: tf.Tensor  # (batch, channels, *window)
@@ -51,7 +51,9 @@ def overlap_sums(fixed, moving, fixed_mask, moving_mask, *, max_shift, common_ce
     fft_sizes = [spectral.fast_size(size) for size in window_shape]
     parts = [channels, 1, 1]
     fixed_values, fixed_squares, fixed_ones = tf.split(_parts_spectrum(fixed, fixed_mask, fft_sizes), parts, axis=1)
-    moving_values, moving_squares, moving_ones = tf.split(_parts_spectrum(moving, moving_mask, fft_sizes), parts, axis=1)
+    moving_values, moving_squares, moving_ones = tf.split(
+        _parts_spectrum(moving, moving_mask, fft_sizes), parts, axis=1
+    )
     fixed_values, fixed_squares, fixed_ones = map(tf.math.conj, (fixed_values, fixed_squares, fixed_ones))
     # Where only the sum over channels is wanted it is taken in frequencies: one inverse FFT serves all channels.
     products = [

@@ -1,0 +1,103 @@
+"""The architecture, held by the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tfalign
+
+PACKAGE = Path(tfalign.__file__).parent
+# A module may import from those above its own; a folder's modules from one another only as listed.
+ORDER = [
+    "tfalign._version",
+    "tfalign._checks",
+    "tfalign._keras",
+    "tfalign.ops.geometry",
+    "tfalign.ops.resample",
+    "tfalign.ops.spectral",
+    "tfalign.ops.similarity",
+    "tfalign.ops.registration",
+    "tfalign.drift",
+    "tfalign.losses",
+    "tfalign.models.unet",
+    "tfalign.data.stain",
+    "tfalign.export",
+    "tfalign.jobs.files",
+    "tfalign.jobs.evaluate",
+    "tfalign.jobs.report",
+    "tfalign.jobs.demo",
+    "tfalign.cli",
+]
+MODULES = {
+    ".".join(("tfalign", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def imported(path):
+    """Every module that a file imports, `from a import b` as both a and a.b, and whether inside a function."""
+    tree = ast.parse(path.read_text())
+    inner = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.Lambda))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in inner
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module, node in inner
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node in inner
+
+
+def test_every_module_has_its_place():
+    assert sorted(MODULES) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module):
+    above = ORDER[: ORDER.index(module)]
+    for name, _ in imported(MODULES[module]):
+        if name in MODULES:
+            assert name in above, f"{module} imports {name}, which is not above it"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_nothing_private_and_no_hidden_imports(module):
+    source = MODULES[module].read_text()
+    for name, inside_function in imported(MODULES[module]):
+        assert not inside_function, f"{module} imports {name} inside a function"
+        for private in ("tensorflow.python", "tensorflow.core", "keras.src", "tensorflow.keras", "keras.ops"):
+            assert not name.startswith(private), f"{module} imports {name}"
+    assert "tf.keras" not in source
+    assert "keras.ops" not in source
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name.startswith("tfalign.ops")])
+def test_ops_know_nothing_of_keras(module):
+    assert not any(name.split(".")[0] == "keras" for name, _ in imported(MODULES[module]))
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name != "tfalign._keras"])
+def test_only_one_file_knows_of_two_kerases(module):
+    source = MODULES[module].read_text()
+    for word in ("keras.__version__", "IS_KERAS_3", "is_keras_3"):
+        assert word not in source
+
+
+def test_jobs_know_nothing_of_the_terminal():
+    for module in ORDER:
+        if module.startswith("tfalign.jobs"):
+            names = {name.split(".")[0] for name, _ in imported(MODULES[module])}
+            assert not names & {"rich", "typer", "tqdm", "argparse"}
+
+
+def test_public_names_exist():
+    for name in tfalign.__all__:
+        assert hasattr(tfalign, name)

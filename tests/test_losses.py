@@ -1,0 +1,291 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfalign
+from tests import reference
+
+PIXEL_LOSSES = {
+    "mae": lambda y, p: np.abs(y - p).mean(axis=-1),
+    "mse": lambda y, p: np.square(y - p).mean(axis=-1),
+    "binary_crossentropy": lambda y, p: -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(axis=-1),
+}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def quartic(y_true, y_pred):
+    return tf.reduce_mean((y_true - y_pred) ** 4, axis=-1)
+
+
+def shifted_pair(rng, shift=(2, -1), size=12, margin=3, channels=2, batch=3):
+    """Predictions, and their own content as labels moved by `shift`, with a margin."""
+    field = rng.uniform(0.05, 0.95, (batch, 48, 48, channels)).astype(np.float32)
+    y = x = 24 - size // 2
+    prediction = field[:, y : y + size, x : x + size]
+    big = size + 2 * margin
+    y, x = y - margin - shift[0], x - margin - shift[1]
+    return field[:, y : y + big, x : x + big].copy(), prediction.copy()
+
+
+@pytest.mark.parametrize("base", list(PIXEL_LOSSES))
+@pytest.mark.parametrize("margin", [0, 3])
+def test_the_function_equals_the_reference(rng, run, base, margin):
+    label, prediction = shifted_pair(rng, margin=margin)
+    prediction = np.clip(prediction + 0.05 * rng.standard_normal(prediction.shape), 0.02, 0.98).astype(np.float32)
+    loss = run(lambda y, p: tfalign.shift_invariant_loss(y, p, base, max_shift=3), label, prediction)
+    assert loss.shape == (3,)
+    for sample in range(3):
+        expected = reference.aligned_loss(label[sample], prediction[sample], (3, 3), "ncc", PIXEL_LOSSES[base])
+        np.testing.assert_allclose(loss[sample], expected, rtol=1e-4)
+
+
+def test_a_perfect_but_moved_label_costs_nothing(rng, run):
+    label, prediction = shifted_pair(rng)
+    loss = run(lambda y, p: tfalign.shift_invariant_loss(y, p, max_shift=3), label, prediction)
+    np.testing.assert_array_equal(loss, np.zeros(3))
+    assert np.min(np.abs(label[:, 3:-3, 3:-3] - prediction).mean(axis=(1, 2, 3))) > 0.1
+
+
+def test_the_given_drift_is_taken_out(rng):
+    label, prediction = shifted_pair(rng)
+    loss = tfalign.shift_invariant_loss(label, prediction, max_shift=3, drift=(1.0, 0.0))
+    for sample in range(3):
+        expected = reference.aligned_loss(
+            label[sample], prediction[sample], (3, 3), "ncc", PIXEL_LOSSES["mae"], drift=np.array([1, 0])[0]
+        )
+        assert loss[sample] > 0.1
+        assert np.isfinite(expected)
+
+
+def test_the_gradient_equals_that_of_the_base_on_the_aligned_label(rng, run):
+    label, prediction = shifted_pair(rng, shift=(1, 2))
+    noisy = prediction + 0.05 * rng.standard_normal(prediction.shape).astype(np.float32)
+
+    def gradient(y, p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            loss = tfalign.shift_invariant_loss(y, p, "mse", max_shift=3)
+        return tape.gradient(loss, p)
+
+    expected = 2 * (noisy - prediction) / prediction[0].size
+    np.testing.assert_allclose(run(gradient, label, noisy), expected, atol=1e-6)
+
+
+def test_non_finite_label_pixels_are_left_out(rng, run):
+    label, prediction = shifted_pair(rng, shift=(0, 0))
+    prediction = prediction + 0.01
+    label[:, 5, 6, 0] = np.nan
+    label[:, 9, 9, 1] = np.inf
+    loss = run(lambda y, p: tfalign.shift_invariant_loss(y, p, max_shift=3), label, prediction)
+    np.testing.assert_allclose(loss, np.full(3, 0.01), rtol=1e-4)
+
+
+@pytest.mark.parametrize("subpixel", [False, True])
+@pytest.mark.parametrize("fill", [0.0, 0.3, np.nan, np.inf, 1e30])
+def test_blank_labels_give_a_finite_loss_and_gradient(rng, run, fill, subpixel):
+    _, prediction = shifted_pair(rng)
+    label = np.full((3, 18, 18, 2), fill, np.float32)
+    loss_object = tfalign.ShiftInvariantLoss(max_shift=3, subpixel=subpixel, warmup_steps=0)
+
+    def value_and_gradient(y, p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            loss = loss_object(y, p)
+        return loss, tape.gradient(loss, p)
+
+    loss, gradient = run(value_and_gradient, label, prediction)
+    assert np.isfinite(loss)
+    assert np.all(np.isfinite(gradient))
+    np.testing.assert_array_equal(loss_object.drift, [0, 0, 0])
+
+
+@pytest.mark.parametrize("label_is_blank", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_non_finite_prediction_is_not_hidden(rng, bad, label_is_blank):
+    label, prediction = shifted_pair(rng)
+    prediction[1, 4, 4, 0] = bad
+    if label_is_blank:
+        label[:] = np.nan
+    loss_object = tfalign.ShiftInvariantLoss(max_shift=3, warmup_steps=0, reduction="none")
+    variable = tf.Variable(prediction)
+    with tf.GradientTape() as tape:
+        loss = loss_object(label, variable)
+    tape.gradient(loss, variable)
+    assert np.isfinite(loss).tolist() == [True, False, True]
+    assert np.all(np.isfinite(loss_object.state))
+
+
+def test_class_ids_and_logits(rng):
+    scores = rng.standard_normal((2, 30, 30, 4)).astype(np.float32) * 3
+    ids = scores.argmax(axis=-1)
+    prediction = scores[:, 8:20, 8:20]
+    base = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for label in (ids[:, 3:23, 6:26], ids[:, 3:23, 6:26, np.newaxis]):
+        loss = tfalign.shift_invariant_loss(label, prediction, base, max_shift=3)
+        centered = ids[:, 8:20, 8:20]
+        expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(centered, prediction)
+        np.testing.assert_allclose(np.mean(loss), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_signals_and_volumes(rng, rank):
+    size = {1: 64, 3: 12}[rank]
+    field = rng.standard_normal((2, *(size + 12,) * rank, 1)).astype(np.float32)
+    inner = (slice(None), *(slice(6, 6 + size),) * rank)
+    label = (slice(None), *(slice(1, 7 + size),) * rank)
+    loss = tfalign.shift_invariant_loss(field[label], field[inner], max_shift=2)
+    np.testing.assert_array_equal(loss, np.zeros(2))
+
+
+def test_a_label_without_a_channel_axis(rng):
+    label, prediction = shifted_pair(rng, channels=1)
+    with_axis = tfalign.shift_invariant_loss(label, prediction, max_shift=3)
+    np.testing.assert_array_equal(tfalign.shift_invariant_loss(label[..., 0], prediction, max_shift=3), with_axis)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.float16, bool])
+def test_label_types(rng, dtype):
+    field = rng.integers(0, 2, (2, 30, 30, 1))
+    label, prediction = field[:, 4:22, 5:23].astype(dtype), field[:, 8:20, 9:21].astype(np.float32)
+    np.testing.assert_array_equal(tfalign.shift_invariant_loss(label, prediction, max_shift=3), np.zeros(2))
+
+
+def test_reductions(rng):
+    label, prediction = shifted_pair(rng)
+    prediction = prediction + 0.1 * rng.standard_normal(prediction.shape).astype(np.float32)
+    each = tfalign.ShiftInvariantLoss(max_shift=3, reduction="none")(label, prediction)
+    assert each.shape == (3,)
+    for reduction, expected in {
+        "sum": np.sum(each),
+        "sum_over_batch_size": np.mean(each),
+        "mean": np.mean(each),
+    }.items():
+        loss = tfalign.ShiftInvariantLoss(max_shift=3, reduction=reduction)(label, prediction)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    none = tfalign.ShiftInvariantLoss(max_shift=3, reduction=None)(label, prediction)
+    np.testing.assert_array_equal(none, each)
+
+
+def test_sample_weights(rng):
+    label, prediction = shifted_pair(rng)
+    prediction = prediction + 0.1 * rng.standard_normal(prediction.shape).astype(np.float32)
+    each = tfalign.ShiftInvariantLoss(max_shift=3, reduction="none")(label, prediction)
+    for weight in (np.float32([0, 1, 2]), np.float32([[0], [1], [2]])):
+        loss = tfalign.ShiftInvariantLoss(max_shift=3, reduction="sum")(label, prediction, weight)
+        np.testing.assert_allclose(loss, each[1] + 2 * each[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (3, 3), (3, 12, 12, 1)])
+def test_weights_per_pixel_raise_and_name_the_remedy(rng, shape):
+    label, prediction = shifted_pair(rng)
+    with pytest.raises(ValueError, match=r"`sample_weight` must have the shape \(batch,\).*label_extras"):
+        tfalign.ShiftInvariantLoss(max_shift=3)(label, prediction, np.ones(shape, np.float32))
+
+
+def test_default_bounds_are_clipped_to_small_patches_and_explicit_ones_refused(rng):
+    tiny = rng.standard_normal((2, 6, 6, 1)).astype(np.float32)
+    assert np.all(np.isfinite(tfalign.shift_invariant_loss(tiny, tiny)))
+    assert np.all(np.isfinite(tfalign.shift_invariant_loss(tiny[:, :1, :1], tiny[:, :1, :1])))
+    with pytest.raises(ValueError, match=r"`max_shift` must leave an overlap.*max_shift=\(8, 8\)"):
+        tfalign.shift_invariant_loss(tiny, tiny, max_shift=8)
+
+
+def test_training_steps_move_the_state_and_evaluation_does_not(rng, run):
+    label, prediction = shifted_pair(rng)
+    loss_object = tfalign.ShiftInvariantLoss(max_shift=3, warmup_steps=0)
+
+    def training(y, p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            loss = loss_object(y, p)
+        return tape.gradient(loss, p)
+
+    run(lambda y, p: loss_object(y, p), label, prediction)
+    before = loss_object.state.numpy().copy()
+    run(lambda y, p: loss_object(y, p), label, prediction)
+    np.testing.assert_array_equal(loss_object.state, before)
+    run(training, label, prediction)
+    assert np.any(loss_object.state.numpy() != before)
+    assert np.sign(np.round(loss_object.drift, 3)).tolist() == [1, -1, 0]
+
+
+def test_warmup_reads_the_label_in_place(rng):
+    label, prediction = shifted_pair(rng)
+    plain = np.abs(label[:, 3:-3, 3:-3] - prediction).mean()
+    np.testing.assert_allclose(tfalign.ShiftInvariantLoss(max_shift=3)(label, prediction), plain, rtol=1e-5)
+    np.testing.assert_array_equal(tfalign.ShiftInvariantLoss(max_shift=3, warmup_steps=0)(label, prediction), 0)
+
+
+def test_center_takes_a_common_shift_out(rng):
+    label, prediction = shifted_pair(rng)
+    plain = np.abs(label[:, 3:-3, 3:-3] - prediction).mean()
+    for center, expected in ((True, plain), (False, 0.0)):
+        loss_object = tfalign.ShiftInvariantLoss(max_shift=3, warmup_steps=0, center=center)
+        variable = tf.Variable(prediction)
+        for _ in range(40):
+            with tf.GradientTape() as tape:
+                loss = loss_object(label, variable)
+            tape.gradient(loss, variable)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        np.testing.assert_allclose(loss_object.drift[:2], [2, -1], atol=0.2)
+
+
+OPTIONS = {
+    "max_shift": (3, 2),
+    "similarity": "mse",
+    "subpixel": True,
+    "center": False,
+    "min_overlap": 0.4,
+    "min_confidence": 0.25,
+    "warmup_steps": 7,
+    "name": "ours",
+    "reduction": "sum",
+    "dtype": "float64",
+}
+
+
+@pytest.mark.parametrize("base", ["mse", keras.losses.BinaryCrossentropy(label_smoothing=0.1), quartic])
+def test_config_round_trip(base):
+    loss_object = tfalign.ShiftInvariantLoss(base, **OPTIONS)
+    serialized = keras.saving.serialize_keras_object(loss_object)
+    again = keras.saving.deserialize_keras_object(serialized)
+    config = again.get_config()
+    assert config == loss_object.get_config()
+    for option, value in OPTIONS.items():
+        assert config[option] == value or tuple(config[option]) == value
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"max_shift": -1}, ValueError, "`max_shift` must be >= 0. Received: max_shift=-1"),
+        ({"max_shift": True}, TypeError, "`max_shift` must be a whole number"),
+        ({"similarity": "best"}, ValueError, "similarity='best'"),
+        ({"min_overlap": 2}, ValueError, "min_overlap=2"),
+        ({"min_confidence": -0.1}, ValueError, "min_confidence=-0.1"),
+        ({"warmup_steps": -1}, ValueError, "warmup_steps=-1"),
+        ({"warmup_steps": "soon"}, TypeError, "`warmup_steps` must be a whole number.*'soon'.*\"auto\""),
+        ({"base": 3}, TypeError, "`base` must be the name of a Keras loss.*base=3"),
+        ({"base": "no_such_loss"}, ValueError, "no_such_loss"),
+        ({"dtype": "float16"}, ValueError, "dtype='float16'"),
+        ({"reduction": "median"}, ValueError, "reduction='median'"),
+    ],
+)
+def test_bad_options(options, error, text):
+    with pytest.raises(error, match=text):
+        tfalign.ShiftInvariantLoss(**options)
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "options", "text"),
+    [
+        ((2, 8, 8, 3), (2, 8, 8, 2), {}, r"`y_true` must have the rank of `y_pred` and its channels.*\(2, 8, 8, 3\)"),
+        ((2, 8), (2, 8, 8, 2), {}, r"`y_true` must have the rank"),
+        ((2, 8), (2, 8), {}, r"`y_pred` must have the shape.*y_pred.shape=\(2, 8\)"),
+        ((2, 8, 8, 2), (2, 8, 8, 2), {"base": lambda y, p: tf.reduce_mean(y - p)}, r"one value per pixel.*shape=\(\)"),
+    ],
+)
+def test_bad_shapes(label, prediction, options, text):
+    with pytest.raises(ValueError, match=text):
+        tfalign.shift_invariant_loss(np.zeros(label), np.zeros(prediction), **options)
