@@ -211,8 +211,8 @@ class ShiftInvariantLoss(_keras.Loss):
                 _checks.message(
                     "`sample_weight` must have the shape (batch,): one weight per sample.",
                     {"sample_weight.shape": tuple(sample_weight.shape)},
-                    "A weight per pixel belongs to the label and must move with it: set pixels that do not count to NaN "
-                    'in the label (graded weights, `label_extras=("mask",)`, are planned).',
+                    "A weight per pixel belongs to the label and must move with it: set pixels that do not count to "
+                    'NaN in the label (graded weights, `label_extras=("mask",)`, are planned).',
                 )
             )
         return super().__call__(y_true, y_pred, sample_weight)
