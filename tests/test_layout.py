@@ -22,6 +22,7 @@ ORDER = [
     "tfalign.losses",
     "tfalign.models.unet",
     "tfalign.data.stain",
+    "tfalign.data.misalign",
     "tfalign.export",
     "tfalign.jobs.files",
     "tfalign.jobs.evaluate",

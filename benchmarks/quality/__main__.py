@@ -36,11 +36,6 @@ def wanted(tasks, cells, arms, seeds):
                         yield tables.canonical(runs.Run(task, cell, arm, seed))
 
 
-def _do(run, threads):
-    runs.do(run, threads)
-    return run
-
-
 def main(
     form: Annotated[str, typer.Argument(help="quick, gate or full.")] = "quick",
     task: Annotated[list[str] | None, typer.Option(help="Only these tasks.")] = None,
@@ -62,14 +57,15 @@ def main(
     if todo and not dry:
         if jobs == 1:
             for run in track(todo, description=f"{len(todo)} runs", console=console):
-                _do(run, 0)
+                runs.do(run)
         else:
             context = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-                futures = [pool.submit(_do, run, 1) for run in todo]
+                futures = {pool.submit(runs.do, run, 1): run for run in todo}
                 finished = concurrent.futures.as_completed(futures)
                 for future in track(finished, total=len(todo), description=f"{len(todo)} runs", console=console):
-                    console.print(*future.result())
+                    future.result()
+                    console.print(*futures[future])
     rows = tables.summarise(chosen["tasks"], chosen["cells"], chosen["arms"], range(chosen["seeds"]))
     tables.write(rows, form, f"python -m benchmarks.quality {form}")
     console.print(tables.markdown(rows), soft_wrap=True, highlight=False)

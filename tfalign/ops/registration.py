@@ -99,7 +99,7 @@ def register(
     moving, moving_mask = valid_pixels(moving, moving_mask, "moving")
     _check_overlap(fixed, moving, max_shift, min_overlap)
 
-    sums = overlap_sums(fixed, moving, fixed_mask, moving_mask, max_shift=max_shift, common_center=similarity == "mse")
+    sums = overlap_sums(fixed, moving, fixed_mask, moving_mask, max_shift=max_shift)
     enough = sums.count[:, 0] >= tf.maximum(min_overlap * _max_over_window(sums.count[:, 0]), 1.0)
     channels = fixed.shape[-1]
     score_map = tf.where(enough, SIMILARITIES[similarity](sums, channels)[:, 0], -np.inf)
@@ -108,8 +108,7 @@ def register(
     window = score_map.shape[1:].as_list()
     size = int(np.prod(window))
     scores = tf.reshape(score_map, [-1, size])
-    textured = has_texture(fixed, fixed_mask) & has_texture(moving, moving_mask)
-    scores = tf.where(textured[:, tf.newaxis] | tf.math.is_inf(scores), scores, 0.0)
+    scores = tf.where(has_texture(sums)[:, tf.newaxis] | tf.math.is_inf(scores), scores, 0.0)
     best, is_known = _best_index(scores, window)
     shift = tf.gather(_window_shifts(max_shift, fixed.dtype), best)
     score = tf.gather(scores, best, batch_dims=1)

@@ -21,78 +21,129 @@ class OverlapSums(NamedTuple):
     fixed_squared: tf.Tensor  # (batch, 1, *window), summed over channels
     moving_squared: tf.Tensor  # (batch, 1, *window), summed over channels
     product: tf.Tensor  # (batch, 1, *window), summed over channels
+    offset: tf.Tensor  # (batch, channels, 1, …), what centring took from fixed minus what it took from moving
 
 
-def overlap_sums(fixed, moving, fixed_mask, moving_mask, *, max_shift, common_center):
+def overlap_sums(fixed, moving, fixed_mask, moving_mask, *, max_shift):
     """The sums from which every measure of this module is made.
 
     Args:
         fixed, moving: `(batch, *spatial, channels)`, finite; sizes may differ.
         fixed_mask, moving_mask: `(batch, *spatial, 1)`, 1.0 where a pixel counts, else 0.0.
         max_shift: one int per axis.
-        common_center: subtract one mean from both sides (a difference keeps its meaning), or from each its own
-            (a covariance gains precision). Either way large offsets cost no digits.
     """
-    shape = geometry.spatial_shape(fixed)
-    channels = fixed.shape[-1]
+    shape, moving_shape = geometry.spatial_shape(fixed), geometry.spatial_shape(moving)
+    all_valid = tf.reduce_all(fixed_mask > 0) & tf.reduce_all(moving_mask > 0)
     window_shape = [size + 2 * bound for size, bound in zip(shape, max_shift)]
     moving = resample.crop_or_pad(moving, window_shape)
     moving_mask = resample.crop_or_pad(moving_mask, window_shape)
-    fixed_mean = _masked_mean(fixed, fixed_mask)
-    moving_mean = fixed_mean if common_center else _masked_mean(moving, moving_mask)
-    fixed_is_flat, moving_is_flat = _is_flat(fixed, fixed_mask), _is_flat(moving, moving_mask)
-    fixed = (fixed - fixed_mean) * fixed_mask
-    moving = (moving - moving_mean) * moving_mask
-    # What is left of a flat channel is rounding.
-    fixed = tf.where(fixed_is_flat, 0.0, fixed)
-    if not common_center:
-        moving = tf.where(moving_is_flat, 0.0, moving)
+    # Large common offsets would cost digits.
+    fixed, fixed_center = _centered(fixed, fixed_mask)
+    moving, moving_center = _centered(moving, moving_mask)
+    last = fixed.shape.rank - 1
+    offset = tf.transpose(fixed_center - moving_center, [0, last, *range(1, last)])
 
     fft_sizes = [spectral.fast_size(size) for size in window_shape]
-    parts = [channels, 1, 1]
-    fixed_values, fixed_squares, fixed_ones = tf.split(_parts_spectrum(fixed, fixed_mask, fft_sizes), parts, axis=1)
-    moving_values, moving_squares, moving_ones = tf.split(
-        _parts_spectrum(moving, moving_mask, fft_sizes), parts, axis=1
+    fixed_spectrum, moving_spectrum = (spectral.spectrum(side, fft_sizes) for side in (fixed, moving))
+    # Only the sum over channels is wanted: taken in frequencies, one inverse FFT serves all channels.
+    product = spectral.inverse_window(
+        _over_channels(tf.math.conj(fixed_spectrum) * moving_spectrum), fft_sizes, max_shift
     )
-    fixed_values, fixed_squares, fixed_ones = map(tf.math.conj, (fixed_values, fixed_squares, fixed_ones))
-    # Where only the sum over channels is wanted it is taken in frequencies: one inverse FFT serves all channels.
+
+    def from_boxes():
+        return _box_sums(fixed, moving, shape, moving_shape, max_shift)
+
+    def from_masks():
+        spectra = fixed_spectrum, moving_spectrum
+        masks = fixed_mask, moving_mask
+        return _masked_sums(fixed, moving, masks, spectra, fft_sizes, max_shift)
+
+    single = tf.cond(all_valid, from_boxes, from_masks)
+    return OverlapSums(*[*single, product, offset])
+
+
+def _box_sums(fixed, moving, shape, moving_shape, max_shift):
+    """All sums but the product where every pixel is valid: the overlap is a box, summed axis by axis.
+
+    In float64: a GPU would round the factors of a float32 matrix product to ten bits.
+    """
+    fixed_sums, moving_sums = (_with_squares(tf.cast(side, tf.float64)) for side in (fixed, moving))
+    count = tf.ones([1] * (len(shape) + 2), tf.float64)
+    for axis, (size, moving_size, bound) in enumerate(zip(shape, moving_shape, max_shift), start=1):
+        shift = tf.range(-bound, bound + 1)[:, tf.newaxis]
+        counterpart = tf.range(size) + geometry.center_offset(size, moving_size) + shift
+        met_by_fixed = tf.cast((counterpart >= 0) & (counterpart < moving_size), tf.float64)
+        inside = tf.range(size + 2 * bound) - bound - shift
+        met_by_moving = tf.cast((inside >= 0) & (inside < size), tf.float64)
+        fixed_sums = _along(fixed_sums, met_by_fixed, axis)
+        moving_sums = _along(moving_sums, met_by_moving, axis)
+        count = _along(tf.repeat(count, size, axis=axis), met_by_fixed, axis)
+    channels = fixed.shape[-1]
+    count = tf.broadcast_to(count, tf.concat([tf.shape(fixed_sums)[:-1], [1]], axis=0))
+    last = fixed.shape.rank - 1
+    found = [count, fixed_sums[..., :channels], moving_sums[..., :channels]]
+    found += [fixed_sums[..., channels:], moving_sums[..., channels:]]
+    return [tf.cast(tf.transpose(part, [0, last, *range(1, last)]), fixed.dtype) for part in found]
+
+
+def _along(values, indicator, axis):
+    """Sums over one axis with each row of `indicator` `(shifts, size)`: that axis becomes the shifts."""
+    shape = tf.shape(values)
+    rows = tf.reshape(values, [tf.reduce_prod(shape[:axis]), shape[axis], tf.reduce_prod(shape[axis + 1 :])])
+    summed = tf.linalg.matmul(indicator, rows)
+    out = tf.reshape(summed, tf.concat([shape[:axis], [indicator.shape[0]], shape[axis + 1 :]], axis=0))
+    static = values.shape.as_list()
+    static[axis] = indicator.shape[0]
+    out.set_shape(static)
+    return out
+
+
+def _masked_sums(fixed, moving, masks, spectra, fft_sizes, max_shift):
+    """All sums but the product for any masks, by correlation."""
+    fixed_values, moving_values = spectra
+    (fixed_squares, fixed_ones), (moving_squares, moving_ones) = (
+        tf.split(spectral.spectrum(tf.concat([_squares(side), mask], axis=-1), fft_sizes), 2, axis=1)
+        for side, mask in zip((fixed, moving), masks)
+    )
     products = [
-        fixed_ones * moving_ones,
-        fixed_values * moving_ones,
-        fixed_ones * moving_values,
-        fixed_squares * moving_ones,
-        fixed_ones * moving_squares,
-        _over_channels(fixed_values * moving_values),
+        tf.math.conj(fixed_ones) * moving_ones,
+        tf.math.conj(fixed_values) * moving_ones,
+        tf.math.conj(fixed_ones) * moving_values,
+        tf.math.conj(fixed_squares) * moving_ones,
+        tf.math.conj(fixed_ones) * moving_squares,
     ]
     windows = spectral.inverse_window(tf.concat(products, axis=1), fft_sizes, max_shift)
-    count, *sums = tf.split(windows, [1, channels, channels, 1, 1, 1], axis=1)
-    return OverlapSums(tf.round(count), *sums)
+    channels = fixed.shape[-1]
+    count, *sums = tf.split(windows, [1, channels, channels, 1, 1], axis=1)
+    return [tf.round(count), *sums]
 
 
-def _masked_mean(values, mask):
-    """Mean over the valid pixels, `(batch, 1, …, channels)`."""
+def _squares(values):
+    return tf.reduce_sum(tf.square(values), axis=-1, keepdims=True)
+
+
+def _with_squares(values):
+    return tf.concat([values, _squares(values)], axis=-1)
+
+
+def _centered(values, mask):
+    """Values minus their mean on the mask, 0 elsewhere, and the mean `(batch, 1, …, channels)`.
+
+    The largest value is taken out first, so that what is left of a constant is exactly 0.
+    """
     axes = list(range(1, values.shape.rank - 1))
+    largest = tf.reduce_max(tf.where(mask > 0, values, values.dtype.min), axis=axes, keepdims=True)
+    largest = tf.where(largest > values.dtype.min, largest, 0.0)
+    values = (values - largest) * mask
     count = tf.maximum(tf.reduce_sum(mask, axis=axes, keepdims=True), 1.0)
-    return tf.reduce_sum(values * mask, axis=axes, keepdims=True) / count
+    mean = tf.reduce_sum(values, axis=axes, keepdims=True) / count
+    return (values - mean) * mask, mean + largest
 
 
-def _is_flat(values, mask):
-    """Whether a channel is constant on the mask up to rounding, `(batch, 1, …, channels)`."""
-    axes = list(range(1, values.shape.rank - 1))
-    highest = tf.reduce_max(tf.where(mask > 0, values, values.dtype.min), axis=axes, keepdims=True)
-    lowest = tf.reduce_min(tf.where(mask > 0, values, values.dtype.max), axis=axes, keepdims=True)
-    return highest - lowest <= 1e-6 * tf.maximum(tf.abs(highest), tf.abs(lowest))
-
-
-def has_texture(values, mask):
-    """Whether a sample varies at all over its mask, `(batch,)`: a constant one cannot be registered."""
-    return tf.reduce_any(~_is_flat(values, mask), axis=list(range(1, values.shape.rank)))
-
-
-def _parts_spectrum(values, mask, fft_sizes):
-    """Spectra of values, of their squares summed over channels, and of the mask, stacked on the channel axis."""
-    squares = tf.reduce_sum(tf.square(values), axis=-1, keepdims=True)
-    return spectral.spectrum(tf.concat([values, squares, mask], axis=-1), fft_sizes)
+def has_texture(sums):
+    """Whether both sides vary at all over their valid pixels, `(batch,)`: a constant cannot be registered."""
+    axes = list(range(1, sums.count.shape.rank))
+    return (tf.reduce_max(sums.fixed_squared, axis=axes) > 0) & (tf.reduce_max(sums.moving_squared, axis=axes) > 0)
 
 
 def _covariances(sums):
@@ -132,4 +183,5 @@ def cc_map(sums, channels):
 def mse_map(sums, channels):
     """Minus the mean squared difference over the overlap and channels."""
     squared = sums.fixed_squared - 2.0 * sums.product + sums.moving_squared
+    squared += _over_channels(sums.offset * (2.0 * (sums.fixed - sums.moving) + sums.offset * sums.count))
     return -tf.maximum(squared, 0.0) / (tf.maximum(sums.count, 1.0) * channels)
