@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Half of TensorFlow's start-up lines say nothing to a reader.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-addons lint types format clean
+.PHONY: demo test test-slow test-addons lint types format bench-quality bench-speed clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -33,6 +33,15 @@ types: $(VENV)/.develop
 format: $(VENV)/.develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# QUALITY=gate measures the three gate tasks, for hours.
+QUALITY ?= quick
+bench-quality: $(VENV)/.package
+	$(BIN)/python -m benchmarks.quality $(QUALITY)
+
+bench-speed: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m benchmarks.speed
 
 $(VENV)/.package: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with venv is needed: PYTHON=/path/to/python make ..."; exit 1; }

@@ -78,6 +78,14 @@ def test_fractions_of_a_pixel_are_pinned_in_the_mean(rng):
     assert np.sqrt(np.mean(np.square(offsets[-700:]))) < 0.35
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_unseen_motion_does_not_make_the_correction_swing(seed):
+    """Labels off by fractions tell nothing of the network's fraction: its motion must be expected, or it overshoots."""
+    rng = np.random.default_rng(seed)
+    offsets = simulate(rng, follow=0.05, batch=16, draw=lambda n: rng.uniform(-8, 8, (n, 2)), steps=1000, offset=1.0)
+    assert np.mean(np.abs(offsets[-500:]) > 0.6) < 0.05
+
+
 def test_auto_warmup_waits_for_confidence():
     state = drift.initial((8,))
     for _ in range(15):

@@ -149,6 +149,15 @@ def test_rounding_gives_the_whole_pixel_shift_back(rng):
     np.testing.assert_array_equal(np.round(refined), exact)
 
 
+def test_two_equal_neighbours_stay_short_of_the_half(rng):
+    field = np.stack([scene(rng, 1, channels=1) for _ in range(20)])
+    moving = (field[:, 38:82] + field[:, 39:83]) / 2
+    exact = tfalign.register(field[:, 44:76], moving, max_shift=6, subpixel=False).translation
+    refined = tfalign.register(field[:, 44:76], moving, max_shift=6).translation
+    assert np.max(np.abs(refined - exact)) > 0.4
+    assert np.max(np.abs(refined - exact)) < 0.5
+
+
 def test_ncc_ignores_gain_and_offset_and_stays_in_bounds(rng):
     fixed, moving = pair(rng, (9, 9), (13, 13))
     one = tfalign.register(fixed, moving, max_shift=2, return_map=True).score_map

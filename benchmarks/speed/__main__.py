@@ -1,0 +1,137 @@
+"""`python -m benchmarks.speed`: a training step with the loss against the base loss; registration against its peers."""
+
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import keras
+import numpy as np
+import scipy.ndimage
+import skimage.registration
+import tensorflow as tf
+import typer
+from rich.console import Console
+
+import tfalign
+from tfalign.jobs import files
+
+RESULTS = Path(__file__).parent.parent / "results" / "speed"
+
+
+def interleaved(functions, repeats):
+    """Milliseconds of each function, by name: medians over rounds in which each runs once, after two to warm up."""
+    times = {name: [] for name in functions}
+    for turn in range(repeats + 2):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if turn >= 2:
+                times[name].append(1000 * (time.perf_counter() - began))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def training_step(*, filters, depth, size, batch, jit_compile, margin=8, repeats=15):
+    """One training step of a U-Net with "mae" and with the loss around it; labels of 3 channels with a margin."""
+    rng = np.random.default_rng(0)
+    inputs = tf.constant(rng.random((batch, size, size, 1)), tf.float32)
+    wide = size + 2 * margin
+    smooth = scipy.ndimage.gaussian_filter(rng.random((batch, wide, wide, 3)), (0, 2, 2, 0))
+    label = tf.constant(smooth, tf.float32)
+    functions = {}
+    for name, loss, target in (
+        ("mae", "mae", label[:, margin:-margin, margin:-margin]),
+        ("tfalign", tfalign.ShiftInvariantLoss("mae", max_shift=margin), label),
+    ):
+        model = tfalign.models.unet(2, 1, 3, filters=filters, depth=depth)
+        model.compile("adam", loss=loss, jit_compile=jit_compile)
+        model.train_on_batch(inputs, target)
+        functions[name] = lambda model=model, target=target: model.train_on_batch(inputs, target)
+    return interleaved(functions, repeats)
+
+
+def registration(*, pairs=32, size=128, bound=16, repeats=15):
+    """Whole-pixel registration of `pairs` images over +-`bound`; every peer is given the same pairs."""
+    rng = np.random.default_rng(0)
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal((pairs, size + 80, size + 80)), (0, 2, 2))
+    shifts = rng.integers(-bound, bound + 1, (pairs, 2))
+    fixed = np.ascontiguousarray(field[:, 40 : 40 + size, 40 : 40 + size], np.float32)
+    moving = np.stack([f[40 - y : 40 - y + size, 40 - x : 40 - x + size] for f, (y, x) in zip(field, shifts)])
+    moving = moving.astype(np.float32)
+    graph, compiled = (
+        tf.function(
+            lambda a, b: tfalign.register(a, b, max_shift=bound, subpixel=False).translation, jit_compile=jit_compile
+        )
+        for jit_compile in (False, True)
+    )
+    left, right = tf.constant(fixed[..., None]), tf.constant(moving[..., None])
+    inner = slice(bound, -bound)
+
+    def templates():
+        found = []
+        for one, other in zip(fixed, moving):
+            scores = cv2.matchTemplate(other, one[inner, inner], cv2.TM_CCOEFF_NORMED)
+            found.append(np.unravel_index(np.argmax(scores), scores.shape))
+        return np.array(found) - bound
+
+    def masked():
+        ones = np.ones((size, size), bool)
+        return -np.array(
+            [
+                skimage.registration.phase_cross_correlation(a, b, reference_mask=ones, moving_mask=ones)[0]
+                for a, b in zip(fixed, moving)
+            ]
+        )
+
+    functions = {
+        "tfalign": lambda: graph(left, right).numpy(),
+        "tfalign, XLA": lambda: compiled(left, right).numpy(),
+        "cv2.matchTemplate (inner part)": templates,
+        "cv2.phaseCorrelate": lambda: np.array(
+            [cv2.phaseCorrelate(a.copy(), b.copy())[0][::-1] for a, b in zip(fixed, moving)]
+        ),
+        "skimage phase": lambda: (
+            -np.array([skimage.registration.phase_cross_correlation(a, b)[0] for a, b in zip(fixed, moving)])
+        ),
+    }
+    exact = {name: float(np.mean(np.all(np.round(function()) == shifts, -1))) for name, function in functions.items()}
+    times = interleaved(functions, repeats)
+    exact["skimage masked NCC"] = float(np.mean(np.all(masked() == shifts, -1)))
+    times["skimage masked NCC"] = interleaved({"it": masked}, 1)["it"]
+    return times, exact
+
+
+def main(repeats: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 15):
+    """Times the rows and writes benchmarks/results/speed."""
+    rows = []
+    for jit_compile in (False, True):
+        times = training_step(filters=16, depth=3, size=64, batch=16, jit_compile=jit_compile, repeats=repeats)
+        name = "step of the small U-Net (16, 3 levels, 64x64, batch 16)" + (", XLA" if jit_compile else "")
+        rows.append({"row": name, "times": times, "ratio": times["tfalign"] / times["mae"], "target": 1.10})
+    times, exact = registration(repeats=repeats)
+    rows.append({"row": "register 32 pairs of 128x128, +-16 px", "times": times, "exact": exact})
+    machine = {**files.versions(), "opencv": cv2.__version__, "threads": "all", "repeats": repeats}
+    command = "python -m benchmarks.speed"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    files.write_json(RESULTS / "speed.json", {"command": command, "versions": machine, "rows": rows})
+    lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in machine.items()), ""]
+    for row in rows:
+        lines += [f"**{row['row']}**", ""]
+        if "ratio" in row:
+            met = "met" if row["ratio"] <= row["target"] else "missed"
+            lines += [f"ratio {row['ratio']:.2f} (target {row['target']:.2f}: {met})", ""]
+        lines += ["| | ms | all shifts exact |", "|---|---|---|"]
+        for name, value in sorted(row["times"].items(), key=lambda item: item[1]):
+            share = row.get("exact", {}).get(name)
+            lines.append(f"| {name} | {value:.1f} | {'' if share is None else f'{100 * share:.0f} %'} |")
+        lines.append("")
+    files.write_text(RESULTS / "speed.md", "\n".join(lines))
+    Console().print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keras.utils.set_random_seed(0)
+    typer.run(main)
