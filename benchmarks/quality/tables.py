@@ -146,7 +146,8 @@ def figure(rows):
     """Gap recovered of every cell and seed, one panel a task; rivals in grey."""
     rows = [row for row in rows if "gap_recovered" in row]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    plot = Figure(figsize=(3.2 + 4.6 * len(tasks), 4.6), layout="constrained")
+    most = max(sum(row["task"] == task for row in rows) for task in tasks)
+    plot = Figure(figsize=(3.2 + 4.6 * len(tasks), 1.6 + 0.34 * most), layout="constrained")
     for panel, task in zip(np.atleast_1d(plot.subplots(1, len(tasks), sharex=True)), tasks):
         mine = [row for row in rows if row["task"] == task][::-1]
         for height, row in enumerate(mine):
