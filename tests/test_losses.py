@@ -260,6 +260,8 @@ def test_config_round_trip(base):
     ("options", "error", "text"),
     [
         ({"max_shift": -1}, ValueError, "`max_shift` must be >= 0. Received: max_shift=-1"),
+        ({"max_shift": ()}, ValueError, r"max_shift=\(\)"),
+        ({"base": keras.losses.MeanAbsoluteError}, TypeError, "`base` must be the name"),
         ({"max_shift": True}, TypeError, "`max_shift` must be a whole number"),
         ({"similarity": "best"}, ValueError, "similarity='best'"),
         ({"min_overlap": 2}, ValueError, "min_overlap=2"),
@@ -289,3 +291,74 @@ def test_bad_options(options, error, text):
 def test_bad_shapes(label, prediction, options, text):
     with pytest.raises(ValueError, match=text):
         tfalign.shift_invariant_loss(np.zeros(label), np.zeros(prediction), **options)
+
+
+def test_a_keras_mask_is_refused(rng):
+    inputs = keras.Input((8, 2))
+    outputs = keras.layers.Dense(1)(keras.layers.Masking()(inputs))
+    model = keras.Model(inputs, outputs)
+    with pytest.raises(ValueError, match=r"`y_pred` must not carry a Keras mask.*NaN"):
+        tfalign.ShiftInvariantLoss(max_shift=1)(np.zeros((8, 8, 1), np.float32), model(np.zeros((8, 8, 2), np.float32)))
+
+
+def test_ignored_classes_do_not_count(rng):
+    ids, scores = rng.integers(0, 3, (2, 16, 16)), rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
+    ids[:, 9:] = -1
+    base = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    loss = tfalign.ShiftInvariantLoss(base)(ids, scores)
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(ids[:, :9], scores[:, :9])
+    np.testing.assert_allclose(loss, plain, rtol=1e-5)
+
+
+def test_default_bounds_shrink_only_where_they_must(rng):
+    field = rng.standard_normal((3, 1, 70, 1)).astype(np.float32)
+    loss = tfalign.shift_invariant_loss(field[:, :, 3:67], field[:, :, :64])
+    np.testing.assert_array_equal(loss, np.zeros(3))
+
+
+@pytest.mark.parametrize("base", ["MeanAbsoluteError", keras.losses.MeanAbsoluteError()])
+def test_a_base_by_class_name_or_instance(rng, base):
+    label, prediction = shifted_pair(rng)
+    noisy = prediction + 0.1
+    np.testing.assert_allclose(tfalign.shift_invariant_loss(label, noisy, base, max_shift=3), 0.1, rtol=1e-4)
+
+
+def test_logits_of_a_subclass_are_registered_by_its_activation(rng):
+    class Mine(keras.losses.BinaryCrossentropy):
+        pass
+
+    label = (rng.random((4, 64, 1)) > 0.7).astype(np.float32)
+    logits = np.roll(label, 2, axis=1) * 8 - 4
+    loss = tfalign.shift_invariant_loss(label, logits, Mine(from_logits=True), max_shift=4)
+    np.testing.assert_allclose(loss, np.full(4, np.log1p(np.exp(-4.0))), rtol=1e-3)
+
+
+def test_a_base_that_is_singular_at_zero_keeps_a_finite_gradient(rng):
+    label, prediction = shifted_pair(rng)
+    label[0, 8, 8] = np.nan
+    variable = tf.Variable(prediction)
+    with tf.GradientTape() as tape:
+        loss = tfalign.shift_invariant_loss(
+            label, variable, lambda y, p: tf.reduce_mean(tf.abs(y - p) / y, axis=-1), max_shift=3
+        )
+    assert np.all(np.isfinite(tape.gradient(loss, variable)))
+
+
+def test_an_empty_batch(rng):
+    for shape in ((0, 32, 1), (0, 16, 16, 1)):
+        empty = np.zeros(shape, np.float32)
+        assert tfalign.shift_invariant_loss(empty, empty, max_shift=3).shape == (0,)
+
+
+def test_weights_as_nested_lists_are_checked(rng):
+    label, prediction = shifted_pair(rng)
+    with pytest.raises(ValueError, match=r"`sample_weight` must have"):
+        tfalign.ShiftInvariantLoss(max_shift=3)(label, prediction, np.ones((3, 3)).tolist())
+    each = tfalign.ShiftInvariantLoss(max_shift=3)(label, prediction, [1.0, 1.0, 1.0])
+    assert np.isfinite(each)
+
+
+def test_other_numbers_of_samples_are_refused(rng):
+    label, prediction = shifted_pair(rng)
+    with pytest.raises(ValueError, match=r"as many samples as `y_pred`.*\(1, 18, 18, 2\)"):
+        tfalign.shift_invariant_loss(label[:1], prediction, max_shift=3)

@@ -25,8 +25,8 @@ class _Search(NamedTuple):
     def checked(cls, *, max_shift, similarity, subpixel, min_overlap, min_confidence):
         if max_shift is not None:
             axes = len(max_shift) if isinstance(max_shift, (list, tuple)) else 1
-            max_shift = _checks.pixels_per_axis("max_shift", max_shift, axes)
-            max_shift = max_shift if axes > 1 else max_shift[0]
+            checked = _checks.pixels_per_axis("max_shift", max_shift, min(max(axes, 1), drift.AXES))
+            max_shift = checked if isinstance(max_shift, (list, tuple)) else checked[0]
         return cls(
             max_shift=max_shift,
             similarity=_checks.choice("similarity", similarity, tuple(registration.SIMILARITIES)),
@@ -41,11 +41,12 @@ class _Base(NamedTuple):
 
     call: Callable
     is_sparse: bool = False
+    ignore_class: int | None = None
     activation: Callable | None = None
 
     @classmethod
     def resolved(cls, base):
-        if not (isinstance(base, (str, keras.losses.Loss)) or callable(base)):
+        if not (isinstance(base, (str, keras.losses.Loss)) or callable(base)) or isinstance(base, type):
             raise TypeError(
                 _checks.message(
                     "`base` must be the name of a Keras loss, a Keras loss, or a callable of (y_true, y_pred).",
@@ -53,13 +54,18 @@ class _Base(NamedTuple):
                 )
             )
         function = keras.losses.get(base) if isinstance(base, str) else base
-        name = getattr(function, "__name__", type(function).__name__).lower().replace("_", "")
-        config = base.get_config() if isinstance(base, keras.losses.Loss) else {}
-        activation = None
+        if not isinstance(function, keras.losses.Loss):
+            return cls(call=function, is_sparse=function is keras.losses.sparse_categorical_crossentropy)
+        config, activation = function.get_config(), None
         if config.get("from_logits"):
-            activation = tf.sigmoid if "binary" in name else tf.nn.softmax
-        call = function.call if isinstance(base, keras.losses.Loss) else function
-        return cls(call=call, is_sparse=name.startswith("sparsecategorical"), activation=activation)
+            binary = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+            activation = tf.sigmoid if isinstance(function, binary) else tf.nn.softmax
+        return cls(
+            call=function.call,
+            is_sparse=isinstance(function, keras.losses.SparseCategoricalCrossentropy),
+            ignore_class=config.get("ignore_class"),
+            activation=activation,
+        )
 
 
 def shift_invariant_loss(
@@ -126,13 +132,15 @@ class ShiftInvariantLoss(_keras.Loss):
     `evaluate`. Training starts on the labels as they lie, until registration can be trusted.
 
     Label and prediction may differ in size; they share one centre. A label with a margin of `max_shift` on every side
-    loses no overlap. Non-finite label values are left out; constant or fully masked labels are compared in place.
-    A non-finite prediction gives a non-finite loss.
+    loses no overlap. Non-finite label values are left out; constant labels are compared in place; a label with no
+    finite value costs 0. A non-finite prediction gives a non-finite loss. The state belongs to one output of one
+    model: make an instance for each.
 
     Args:
         base: a Keras loss, by name or instance, or a callable of `(y_true, y_pred)`, that gives one value per pixel.
             A callable must be registered with Keras to be saved.
-        max_shift: int >= 0, or one per spatial axis, pixels. By default 8, or less where the sizes leave less overlap.
+        max_shift: int >= 0, or one per spatial axis, pixels. By default 8, or less on an axis that would leave less
+            overlap.
         similarity: how prediction and label are compared: "ncc" (gain and offset free), "cc" (covariance) or "mse".
         subpixel: move labels by fractions of a pixel too; interpolation blurs a label a little.
         center: take the drift out. Without it the network may settle beside its input.
@@ -204,9 +212,22 @@ class ShiftInvariantLoss(_keras.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced loss; `sample_weight` is `(batch,)` or a scalar."""
-        rank = getattr(getattr(sample_weight, "shape", None), "rank", None)
-        rank = len(sample_weight.shape) if rank is None and hasattr(sample_weight, "shape") else rank
-        if rank is not None and (rank > 2 or (rank == 2 and sample_weight.shape[-1] != 1)):
+        if getattr(y_pred, "_keras_mask", None) is not None:
+            raise ValueError(
+                _checks.message(
+                    "`y_pred` must not carry a Keras mask: it would not move with the label.",
+                    {"y_pred.shape": _checks.shape_of(y_pred)},
+                    "Set the label to NaN where it does not count, and leave the Masking layer out.",
+                )
+            )
+        if sample_weight is not None:
+            sample_weight = tf.convert_to_tensor(sample_weight)
+            rank = sample_weight.shape.rank
+        if (
+            sample_weight is not None
+            and rank is not None
+            and (rank > 2 or (rank == 2 and sample_weight.shape[-1] != 1))
+        ):
             raise ValueError(
                 _checks.message(
                     "`sample_weight` must have the shape (batch,): one weight per sample.",
@@ -305,8 +326,16 @@ def _pair(y_true, y_pred, base):
                 "Label and prediction are (batch, *spatial, channels); only the spatial sizes may differ.",
             )
         )
+    if not label.shape[:1].is_compatible_with(prediction.shape[:1]):
+        raise ValueError(
+            _checks.message(
+                "`y_true` must have as many samples as `y_pred`.",
+                {"y_true.shape": _checks.shape_of(label), "y_pred.shape": _checks.shape_of(prediction)},
+            )
+        )
     label = tf.ensure_shape(label, [None] * (prediction.shape.rank - 1) + [channels])
-    return *registration.valid_pixels(label, None, "y_true"), prediction
+    counts = None if base.ignore_class is None else tf.not_equal(label, float(base.ignore_class))
+    return *registration.valid_pixels(label, counts, "y_true"), prediction
 
 
 def _registered(label, valid, prediction, base, search):
@@ -329,13 +358,17 @@ def _registered(label, valid, prediction, base, search):
 
 
 def _default_bounds(fixed_sizes, moving_sizes, min_overlap):
-    """`DEFAULT_MAX_SHIFT` on every axis, or the most that keeps `min_overlap`."""
-    for bound in range(DEFAULT_MAX_SHIFT, 0, -1):
-        bounds = (bound,) * len(fixed_sizes)
+    """`DEFAULT_MAX_SHIFT` on every axis, lowered where it costs most until `min_overlap` is kept."""
+    bounds = [DEFAULT_MAX_SHIFT] * len(fixed_sizes)
+    share = registration.overlap_at_bound(fixed_sizes, moving_sizes, bounds)
+    while share is not None and share < min_overlap and any(bounds):
+        shares = [
+            registration.overlap_at_bound([size], [moving_size], [bound])
+            for size, moving_size, bound in zip(fixed_sizes, moving_sizes, bounds)
+        ]
+        bounds[shares.index(min(shares))] -= 1
         share = registration.overlap_at_bound(fixed_sizes, moving_sizes, bounds)
-        if share is None or share >= min_overlap:
-            return bounds
-    return (0,) * len(fixed_sizes)
+    return tuple(bounds)
 
 
 def _loss_on_overlap(label, valid, prediction, translation, base, search):
@@ -347,7 +380,12 @@ def _loss_on_overlap(label, valid, prediction, translation, base, search):
     else:
         moved, inside = resample.shift_by_pixels(both, translation, shape)
     aligned, counts = moved[..., :-1], moved[..., -1] * inside > 0.999
-    pixel_loss = base.call(aligned[..., 0] if base.is_sparse else aligned, prediction)
+    if base.is_sparse:
+        pixel_loss = base.call(aligned[..., 0], prediction)
+    else:
+        # Whatever the base is there, its gradient must stay finite where no label counts.
+        aligned = tf.where(counts[..., tf.newaxis], aligned, tf.stop_gradient(prediction))
+        pixel_loss = base.call(aligned, prediction)
     expected = prediction.shape[:-1]
     if pixel_loss.shape.rank != expected.rank or not pixel_loss.shape.is_compatible_with(expected):
         raise ValueError(

@@ -166,6 +166,14 @@ def test_ncc_ignores_gain_and_offset_and_stays_in_bounds(rng):
     assert np.max(np.abs(one)) <= 1.0
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e10])
+def test_tiny_and_huge_values(rng, scale):
+    image = rng.random((1, 64, 64, 1)).astype(np.float32)
+    found = tfalign.register(np.roll(image, 2, axis=1) * scale, image * scale, max_shift=3, subpixel=False)
+    np.testing.assert_array_equal(found.translation, [[-2, 0]])
+    assert found.confidence[0] > 0.99
+
+
 def test_moving_both_grids_alike_changes_nothing(rng):
     field = scene(rng, 2)
     one = tfalign.register(cut(field, (16, 16), (0, 0))[None], cut(field, (24, 24), (2, 1))[None], max_shift=4)

@@ -166,8 +166,10 @@ def ncc_map(sums, channels):
     """
     covariance, fixed_variance, moving_variance = _covariances(sums)
     flat = _is_rounding(fixed_variance) | _is_rounding(moving_variance)
-    power = tf.where(flat, 1.0, fixed_variance) * tf.where(flat, 1.0, moving_variance)
-    return tf.where(flat, 0.0, tf.clip_by_value(covariance * tf.math.rsqrt(power), -1.0, 1.0))
+    # One after the other: the product of two variances would overflow, or vanish, long before they do.
+    for variance in (fixed_variance, moving_variance):
+        covariance *= tf.math.rsqrt(tf.where(flat, 1.0, variance))
+    return tf.where(flat, 0.0, tf.clip_by_value(covariance, -1.0, 1.0))
 
 
 def _is_rounding(variance):

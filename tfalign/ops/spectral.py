@@ -7,6 +7,8 @@ transform needs no more than that: the circular wrap falls outside the window.
 import numpy as np
 import tensorflow as tf
 
+from tfalign.ops import geometry
+
 _FORWARD = {1: tf.signal.rfft, 2: tf.signal.rfft2d, 3: tf.signal.rfft3d}
 _INVERSE = {1: tf.signal.irfft, 2: tf.signal.irfft2d, 3: tf.signal.irfft3d}
 
@@ -32,6 +34,9 @@ def spectrum(values, fft_sizes):
     """Real FFT `(batch, channels, *frequencies)` of `(batch, *spatial, channels)`, zero-padded to `fft_sizes`."""
     rank = len(fft_sizes)
     channels_first = tf.transpose(values, [0, rank + 1, *range(1, rank + 1)])
+    # Padded here: `fft_length` does not pad an empty batch.
+    spare = [[0, wanted - size] for wanted, size in zip(fft_sizes, geometry.spatial_shape(values))]
+    channels_first = tf.pad(channels_first, [[0, 0], [0, 0], *spare])
     return _FORWARD[rank](channels_first, fft_length=tf.stack(fft_sizes))
 
 
