@@ -3,6 +3,8 @@
 import concurrent.futures
 import multiprocessing
 import os
+import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -67,7 +69,8 @@ def main(
                     future.result()
                     console.print(*futures[future])
     rows = tables.summarise(chosen["tasks"], chosen["cells"], chosen["arms"], range(chosen["seeds"]))
-    tables.write(rows, form, f"python -m benchmarks.quality {form}")
+    given = [word for word in sys.argv[1:] if word != "--dry"]
+    tables.write(rows, form, f"python -m benchmarks.quality {shlex.join(given)}")
     console.print(tables.markdown(rows), soft_wrap=True, highlight=False)
 
 
