@@ -9,6 +9,18 @@ import tensorflow as tf
 MODES = ("eager", "graph", "xla")
 
 
+# Before anything else touches the devices; operations stay on the first unless a strategy places them.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The one strategy of the process: a second one breaks even Keras's own losses."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240607)

@@ -208,6 +208,120 @@ def test_weights_files_keep_the_state(data, tmp_path):
     np.testing.assert_array_equal(other.loss.state, model.loss.state)
 
 
+def test_reset_state_makes_the_loss_new(data):
+    model, _ = trained(data)
+    assert model.loss.is_ready or model.loss.confidence > 0
+    model.loss.reset_state()
+    np.testing.assert_array_equal(model.loss.state, tfalign.ShiftInvariantLoss().state)
+
+
+def two_headed(losses, **options):
+    image = keras.Input((16, 16, 1))
+    heads = [keras.layers.Conv2D(1, 3, padding="same", name=name)(image) for name in "ab"]
+    model = keras.Model(image, heads)
+    model.compile("adam", loss=losses, **options)
+    return model
+
+
+@pytest.mark.parametrize("train", ["fit", "train_on_batch", "evaluate"])
+@pytest.mark.parametrize("broadcast", [False, True])
+def test_one_loss_for_two_outputs_is_refused(data, train, broadcast):
+    inputs, labels = data
+    loss = tfalign.ShiftInvariantLoss(max_shift=2)
+    with pytest.raises(ValueError, match="its own instance"):
+        getattr(two_headed(loss if broadcast else [loss, loss]), train)(inputs, [labels, labels])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_two_outputs_keep_a_state_each(data, jit_compile):
+    inputs, labels = data
+    losses = [tfalign.ShiftInvariantLoss(max_shift=2) for _ in range(2)]
+    model = two_headed(losses, jit_compile=jit_compile)
+    moved = np.roll(labels, 1, axis=1)
+    model.fit(inputs, [labels, moved], batch_size=4, epochs=2, verbose=0)
+    assert [loss.state.numpy()[10, 0] for loss in losses] == [4, 4]
+    assert np.abs(losses[0].state.numpy() - losses[1].state.numpy()).max() > 0
+
+
+def test_predictions_made_one_after_the_other_may_share_a_loss(data):
+    inputs, labels = data
+    model, loss = network(), tfalign.ShiftInvariantLoss()
+
+    @tf.function
+    def accumulated():
+        with tf.GradientTape() as tape:
+            total = sum(loss(labels[part], model(inputs[part])) for part in (slice(0, 4), slice(4, 8)))
+        return tape.gradient(total, model.trainable_variables)
+
+    assert all(np.isfinite(one).all() for one in accumulated())
+
+
+def test_a_checkpoint_that_names_the_state_restores_it(data, tmp_path):
+    model, _ = trained(data)
+    path = tf.train.Checkpoint(model=model, alignment=model.loss.state).save(str(tmp_path / "c"))
+    other = network()
+    other.compile("adam", loss=tfalign.ShiftInvariantLoss())
+    status = tf.train.Checkpoint(model=other, alignment=other.loss.state).restore(path)
+    status.assert_existing_objects_matched()
+    np.testing.assert_array_equal(other.loss.state, model.loss.state)
+
+
+class Stop(keras.callbacks.Callback):
+    """Breaks off after the first step of the third epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.model.optimizer.iterations.numpy() == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_broken_off_fit_goes_on_with_its_state(data, tmp_path):
+    if keras.__version__.startswith("2."):
+        pytest.skip("BackupAndRestore of Keras 2 does not ask the loss; a tf.train.Checkpoint does, see above")
+    inputs, labels = data
+
+    def fit(*callbacks):
+        model = network()
+        model.compile("adam", loss=tfalign.ShiftInvariantLoss())
+        backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))
+        model.fit(inputs, labels, batch_size=4, epochs=4, shuffle=False, callbacks=[*callbacks, backup], verbose=0)
+        return model
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Stop())
+    resumed = fit()
+    assert resumed.loss.state.numpy()[10, 0] == 8
+    whole = fit()
+    np.testing.assert_allclose(resumed.loss.state, whole.loss.state, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+def test_two_replicas_train_as_one_device(data, two_replicas, reduction):
+    inputs, labels = data
+
+    def fit():
+        model = network()
+        model.compile(keras.optimizers.SGD(0.01), loss=tfalign.ShiftInvariantLoss(reduction=reduction))
+        dataset = tf.data.Dataset.from_tensor_slices((inputs, labels)).repeat().batch(4)
+        return model, model.fit(dataset, steps_per_epoch=1, epochs=20, verbose=0, shuffle=False).history["loss"]
+
+    single, losses = fit()
+    with two_replicas.scope():
+        model, mirrored_losses = fit()
+    np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-4)
+    np.testing.assert_allclose(model.loss.state, single.loss.state, atol=1e-3)
+    assert single.loss.state.numpy()[10, 0] == 20
+
+
+def test_a_loss_made_outside_the_scope_counts_steps_once(data, two_replicas):
+    loss = tfalign.ShiftInvariantLoss()
+    with two_replicas.scope():
+        model = network()
+        model.compile(keras.optimizers.SGD(0.01), loss=loss)
+    model.fit(*data, batch_size=4, epochs=1, verbose=0)
+    model.evaluate(*data, batch_size=4, verbose=0)
+    assert loss.state.numpy()[10, 0] == 2
+
+
 def test_training_on_moved_labels_beats_the_plain_loss():
     """The smallest form of the main job: a linear filter learns to copy its input through moved labels."""
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """tfalign: train dense-prediction Keras networks on labels that do not lie exactly on their inputs."""
 
-from tfalign import models
+from tfalign import callbacks, models
 from tfalign._version import __version__
 from tfalign.losses import ShiftInvariantLoss, shift_invariant_loss
 from tfalign.ops.registration import Registration, register
@@ -10,6 +10,7 @@ __all__ = [
     "Registration",
     "ShiftInvariantLoss",
     "__version__",
+    "callbacks",
     "models",
     "register",
     "shift_invariant_loss",

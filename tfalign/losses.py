@@ -1,13 +1,15 @@
 """The loss that aligns each label to the network's own prediction first, then compares them."""
 
-from collections.abc import Callable
+import threading
+import weakref
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfalign import _checks, _keras, drift
-from tfalign.ops import geometry, registration, resample
+from tfalign._pixel_loss import PixelLoss, loss_on_overlap, paired
+from tfalign.ops import registration
 
 DEFAULT_MAX_SHIFT = 8
 
@@ -33,38 +35,6 @@ class _Search(NamedTuple):
             subpixel=bool(subpixel),
             min_overlap=_checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0),
             min_confidence=_checks.number("min_confidence", min_confidence, at_least=0.0, at_most=1.0),
-        )
-
-
-class _Base(NamedTuple):
-    """The loss per pixel, and how its inputs compare: class ids as labels, logits as predictions."""
-
-    call: Callable
-    is_sparse: bool = False
-    ignore_class: int | None = None
-    activation: Callable | None = None
-
-    @classmethod
-    def resolved(cls, base):
-        if not (isinstance(base, (str, keras.losses.Loss)) or callable(base)) or isinstance(base, type):
-            raise TypeError(
-                _checks.message(
-                    "`base` must be the name of a Keras loss, a Keras loss, or a callable of (y_true, y_pred).",
-                    {"base": base},
-                )
-            )
-        function = keras.losses.get(base) if isinstance(base, str) else base
-        if not isinstance(function, keras.losses.Loss):
-            return cls(call=function, is_sparse=function is keras.losses.sparse_categorical_crossentropy)
-        config, activation = function.get_config(), None
-        if config.get("from_logits"):
-            binary = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
-            activation = tf.sigmoid if isinstance(function, binary) else tf.nn.softmax
-        return cls(
-            call=function.call,
-            is_sparse=isinstance(function, keras.losses.SparseCategoricalCrossentropy),
-            ignore_class=config.get("ignore_class"),
-            activation=activation,
         )
 
 
@@ -109,14 +79,14 @@ def shift_invariant_loss(
         min_overlap=min_overlap,
         min_confidence=min_confidence,
     )
-    pixel_loss = _Base.resolved(base)
-    label, valid, prediction = _pair(y_true, y_pred, pixel_loss)
+    pixel_loss = PixelLoss.resolved(base)
+    label, valid, prediction = paired(y_true, y_pred, pixel_loss)
     found = _registered(label, valid, prediction, pixel_loss, search)
     translation = found.translation if subpixel else tf.round(found.translation)
     if drift is not None:
         translation -= tf.cast(drift if subpixel else tf.round(drift), translation.dtype)
     translation = tf.where(found.confidence[:, tf.newaxis] >= min_confidence, translation, 0.0)
-    return _loss_on_overlap(label, valid, prediction, translation, pixel_loss, search)
+    return loss_on_overlap(label, valid, prediction, translation, pixel_loss, subpixel=subpixel)
 
 
 @keras.saving.register_keras_serializable(package="tfalign")
@@ -134,7 +104,7 @@ class ShiftInvariantLoss(_keras.Loss):
     Label and prediction may differ in size; they share one centre. A label with a margin of `max_shift` on every side
     loses no overlap. Non-finite label values are left out; constant labels are compared in place; a label with no
     finite value costs 0. A non-finite prediction gives a non-finite loss. The state belongs to one output of one
-    model: make an instance for each.
+    model: make an instance for each; `reset_state` makes it new.
 
     Args:
         base: a Keras loss, by name or instance, or a callable of `(y_true, y_pred)`, that gives one value per pixel.
@@ -150,8 +120,8 @@ class ShiftInvariantLoss(_keras.Loss):
         name, reduction, dtype: as in `keras.losses.Loss`; float32 or float64.
 
     Raises:
-        TypeError, ValueError: an option, or at the first step a shape, does not fit; or sample weights have more axes
-            than `(batch,)`.
+        TypeError, ValueError: an option, or at the first step a shape, does not fit; sample weights have more axes
+            than `(batch,)`; one instance serves several outputs (not noticed in eager steps of Keras 2).
 
     Example:
         >>> model.compile("adam", loss=tfalign.ShiftInvariantLoss("mae", max_shift=8))
@@ -191,24 +161,41 @@ class ShiftInvariantLoss(_keras.Loss):
         self.min_confidence = min_confidence
         self.warmup_steps = warmup_steps
         self._search = search
-        self._base = _Base.resolved(base)
+        self._base = PixelLoss.resolved(base)
         self._state = None
+        self._outputs = _OneOutput()
 
     @property
     def state(self):
         """The variable that holds the drift filter, made on first use (see `tfalign.drift`)."""
         if self._state is None:
-            bounds = self.max_shift if self.max_shift is not None else DEFAULT_MAX_SHIFT
-            bounds = tuple(bounds) if isinstance(bounds, (list, tuple)) else (bounds,) * drift.AXES
             # Lifted out of any traced function; a strategy mirrors it, and each replica then assigns the same value.
             with tf.init_scope():
-                self._state = tf.Variable(drift.pack(drift.initial(bounds)), trainable=False, name="drift")
+                self._state = tf.Variable(drift.pack(self._initial_state()), trainable=False, name="drift")
         return self._state
 
     @property
     def drift(self):
         """The estimated offset of the network from its input, pixels, one per axis: a NumPy array of 3."""
         return drift.unpack(tf.convert_to_tensor(self.state)).mean.numpy()
+
+    @property
+    def confidence(self):
+        """The running mean confidence of the registered labels, in [0, 1]; it starts from 0."""
+        return float(drift.unpack(tf.convert_to_tensor(self.state)).confidence[0])
+
+    @property
+    def is_ready(self):
+        """Whether labels are aligned by now: the warm-up is over."""
+        return bool(drift.unpack(tf.convert_to_tensor(self.state)).ready[0] > 0.0)
+
+    def reset_state(self):
+        """Forgets what was learned about drift and confidence: for a new network."""
+        self.state.assign(drift.pack(self._initial_state()))
+
+    def _initial_state(self):
+        bounds = self.max_shift if self.max_shift is not None else DEFAULT_MAX_SHIFT
+        return drift.initial(bounds if isinstance(bounds, (list, tuple)) else (bounds,) * drift.AXES)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced loss; `sample_weight` is `(batch,)` or a scalar."""
@@ -220,28 +207,15 @@ class ShiftInvariantLoss(_keras.Loss):
                     "Set the label to NaN where it does not count, and leave the Masking layer out.",
                 )
             )
+        self._outputs.check(y_pred)
         if sample_weight is not None:
-            sample_weight = tf.convert_to_tensor(sample_weight)
-            rank = sample_weight.shape.rank
-        if (
-            sample_weight is not None
-            and rank is not None
-            and (rank > 2 or (rank == 2 and sample_weight.shape[-1] != 1))
-        ):
-            raise ValueError(
-                _checks.message(
-                    "`sample_weight` must have the shape (batch,): one weight per sample.",
-                    {"sample_weight.shape": tuple(sample_weight.shape)},
-                    "A weight per pixel belongs to the label and must move with it: set pixels that do not count to "
-                    'NaN in the label (graded weights, `label_extras=("mask",)`, are planned).',
-                )
-            )
+            sample_weight = _checked_weight(sample_weight)
         return super().__call__(y_true, y_pred, sample_weight)
 
     @_keras.without_autograph
     def call(self, y_true, y_pred):
         """One loss per sample, `(batch,)`."""
-        label, valid, prediction = _pair(y_true, y_pred, self._base)
+        label, valid, prediction = paired(y_true, y_pred, self._base)
         found = _registered(label, valid, prediction, self._base, self._search)
         state = drift.unpack(tf.convert_to_tensor(self.state))
         translation = found.translation if self.subpixel else tf.round(found.translation)
@@ -254,7 +228,7 @@ class ShiftInvariantLoss(_keras.Loss):
         translation = tf.where(trusted[:, tf.newaxis], translation, 0.0)
         sums = drift.batch_sums(found.translation, found.confidence, min_confidence=self.min_confidence)
         prediction = self._updating_on_backward(prediction, sums)
-        return _loss_on_overlap(label, valid, prediction, translation, self._base, self._search)
+        return loss_on_overlap(label, valid, prediction, translation, self._base, subpixel=self.subpixel)
 
     def _updating_on_backward(self, prediction, sums):
         """The identity; its gradient updates the state, so that training does and evaluation does not."""
@@ -309,33 +283,52 @@ class ShiftInvariantLoss(_keras.Loss):
         return cls(**config)
 
 
-def _pair(y_true, y_pred, base):
-    """The finite label, the mask `(batch, *spatial, 1)` of its valid pixels, and the prediction."""
-    prediction = _checks.floating(y_pred, "y_pred")
-    label = tf.cast(_checks.floating(y_true, "y_true"), prediction.dtype)
-    _checks.spatial_rank("y_pred", prediction)
-    if label.shape.rank == prediction.shape.rank - 1:
-        label = label[..., tf.newaxis]
-    channels = 1 if base.is_sparse else prediction.shape[-1]
-    if not label.shape.is_compatible_with([None] * (prediction.shape.rank - 1) + [channels]):
+class _OneOutput:
+    """Raises when one loss serves several outputs: predictions that were all there before the first was compared.
+
+    Predictions made one after the other, as in gradient accumulation, may share a loss. Looks at traced graphs; Keras 3
+    traces the losses once even when it runs eagerly.
+    """
+
+    def __init__(self):
+        self._first = weakref.WeakKeyDictionary()
+
+    def __deepcopy__(self, memo):
+        return _OneOutput()
+
+    def check(self, prediction):
+        graph = getattr(prediction, "graph", None)
+        if graph is None:
+            return
+        operations = graph.get_operations()
+        # Replicas are traced by one thread each, into the same graph.
+        name, count = self._first.setdefault(graph, {}).setdefault(
+            threading.get_ident(), (prediction.name, len(operations))
+        )
+        if prediction.name != name and prediction.op in operations[:count]:
+            raise ValueError(
+                _checks.message(
+                    "A `ShiftInvariantLoss` must serve one output: its drift belongs to that output.",
+                    {"y_pred": [name, prediction.name]},
+                    "Give each output its own instance: loss=[ShiftInvariantLoss(), ShiftInvariantLoss()].",
+                )
+            )
+
+
+def _checked_weight(sample_weight):
+    """The weights as a tensor, which must be one per sample."""
+    sample_weight = tf.convert_to_tensor(sample_weight)
+    rank = sample_weight.shape.rank
+    if rank is not None and (rank > 2 or (rank == 2 and sample_weight.shape[-1] != 1)):
         raise ValueError(
             _checks.message(
-                "`y_true` must have the rank of `y_pred` and "
-                + ("one channel of class ids." if base.is_sparse else "its channels."),
-                {"y_true.shape": _checks.shape_of(label), "y_pred.shape": _checks.shape_of(prediction)},
-                "Label and prediction are (batch, *spatial, channels); only the spatial sizes may differ.",
+                "`sample_weight` must have the shape (batch,): one weight per sample.",
+                {"sample_weight.shape": tuple(sample_weight.shape)},
+                "A weight per pixel belongs to the label and must move with it: set pixels that do not count to "
+                'NaN in the label (graded weights, `label_extras=("mask",)`, are planned).',
             )
         )
-    if not label.shape[:1].is_compatible_with(prediction.shape[:1]):
-        raise ValueError(
-            _checks.message(
-                "`y_true` must have as many samples as `y_pred`.",
-                {"y_true.shape": _checks.shape_of(label), "y_pred.shape": _checks.shape_of(prediction)},
-            )
-        )
-    label = tf.ensure_shape(label, [None] * (prediction.shape.rank - 1) + [channels])
-    counts = None if base.ignore_class is None else tf.not_equal(label, float(base.ignore_class))
-    return *registration.valid_pixels(label, counts, "y_true"), prediction
+    return sample_weight
 
 
 def _registered(label, valid, prediction, base, search):
@@ -369,34 +362,3 @@ def _default_bounds(fixed_sizes, moving_sizes, min_overlap):
         bounds[shares.index(min(shares))] -= 1
         share = registration.overlap_at_bound(fixed_sizes, moving_sizes, bounds)
     return tuple(bounds)
-
-
-def _loss_on_overlap(label, valid, prediction, translation, base, search):
-    """Moves the label by `-translation` and averages the pixel loss where both sides have data: `(batch,)`."""
-    shape = geometry.spatial_shape(prediction)
-    both = tf.concat([label, valid], axis=-1)
-    if search.subpixel and not base.is_sparse:
-        moved, inside = resample.warp(both, geometry.from_translation(translation), output_shape=shape)
-    else:
-        moved, inside = resample.shift_by_pixels(both, translation, shape)
-    aligned, counts = moved[..., :-1], moved[..., -1] * inside > 0.999
-    if base.is_sparse:
-        pixel_loss = base.call(aligned[..., 0], prediction)
-    else:
-        # Whatever the base is there, its gradient must stay finite where no label counts.
-        aligned = tf.where(counts[..., tf.newaxis], aligned, tf.stop_gradient(prediction))
-        pixel_loss = base.call(aligned, prediction)
-    expected = prediction.shape[:-1]
-    if pixel_loss.shape.rank != expected.rank or not pixel_loss.shape.is_compatible_with(expected):
-        raise ValueError(
-            _checks.message(
-                "`base` must give one value per pixel, (batch, *spatial).",
-                {"its shape": _checks.shape_of(pixel_loss), "y_pred.shape": _checks.shape_of(prediction)},
-                'Losses that reduce over space (Dice, Tversky) do not work as a base; use "binary_crossentropy" or so.',
-            )
-        )
-    axes = list(range(1, prediction.shape.rank - 1))
-    total = tf.reduce_sum(tf.where(counts, pixel_loss, 0.0), axis=axes)
-    mean = total / tf.maximum(tf.reduce_sum(tf.cast(counts, total.dtype), axis=axes), 1.0)
-    # Also where no label pixel counts a non-finite prediction must be seen.
-    return mean + tf.reduce_sum(0.0 * prediction, axis=[*axes, prediction.shape.rank - 1])

@@ -1,41 +1,62 @@
 """`python -m benchmarks.quality quick|gate|full`: makes the missing runs, then the table and the figure."""
 
 import concurrent.futures
+import inspect
 import multiprocessing
 import os
-import shlex
-import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
+import tfalign
 from benchmarks.quality import runs, tables
-from benchmarks.quality.arms import ARMS
+from benchmarks.quality.arms import ABLATIONS, ARMS, REFERENCES
 from benchmarks.quality.cells import CELLS
-from benchmarks.quality.tasks import TASKS
+from benchmarks.quality.runs import Run
+from benchmarks.quality.tasks import DATA_VARIABLE, TASKS
 
 FORMS = {
-    "quick": {"tasks": ["T1"], "cells": ["M0", "M1"], "arms": ["plain", "oracle", "tfalign"], "seeds": 1},
+    "quick": {"tasks": ["T1"], "cells": ["M0", "M1"], "arms": ["tfalign"], "seeds": 1},
     "gate": {"tasks": ["T0", "T1", "T3"], "cells": list(CELLS), "arms": list(ARMS), "seeds": 3},
     "full": {"tasks": list(TASKS), "cells": list(CELLS), "arms": list(ARMS), "seeds": 5},
 }
-_RIVAL_CELLS = {"M1"}
-_EVERYWHERE = {"plain", "oracle", "tfalign", "bare"}
+_INITS = 20  # of M10
 
 
-def wanted(tasks, cells, arms, seeds):
-    """The runs of a form: rivals and ablations on T1 and M0/M1 alone."""
-    for seed in range(seeds):
-        for task in tasks:
-            for cell in cells:
-                for arm in arms:
-                    everywhere = arm in _EVERYWHERE or (arm == "oracle-shift" and cell in {"M1", "M1n"})
-                    rival = task == "T1" and cell in _RIVAL_CELLS
-                    ablation = task == "T1" and cell == "M0" and arm in {"no-pin", "hard-start"}
-                    if everywhere or rival or ablation:
-                        yield tables.canonical(runs.Run(task, cell, arm, seed))
+def wanted(task, cell, arm):
+    """Whether an arm belongs to a cell of a task; rivals and ablations run on T1 alone."""
+    if TASKS[task].rank not in cell.ranks or (cell.name.startswith("M10") and task != "T1"):
+        return False
+    if arm in REFERENCES:
+        return True
+    if cell.name == "M10o":
+        return False
+    if arm == "tfalign":
+        return set(cell.loss) <= set(inspect.signature(tfalign.ShiftInvariantLoss).parameters)
+    if arm == "bare":
+        return cell.name != "M10"
+    if arm == "oracle-shift":
+        return cell.name in {"M1", "M2", "M4", "M4r", "M5"}
+    if arm == "per-image":
+        return cell.name == "M11"
+    if arm in ABLATIONS:
+        return task == "T1" and cell.name in {"M0", "M1"}
+    return task == "T1" and cell.name == "M1"
+
+
+def expected(tasks, cells, arms, seeds):
+    """The runs of a form, each once; what everything else is compared with comes first."""
+    every = [
+        Run(task, cell, arm, seed).canonical()
+        for arm in (*REFERENCES, *arms)
+        for cell in cells
+        for seed in range(seeds if CELLS[cell].data_seed is None or seeds == 1 else _INITS)
+        for task in tasks
+        if wanted(task, CELLS[cell], arm)
+    ]
+    return list(dict.fromkeys(every))
 
 
 def main(
@@ -44,17 +65,20 @@ def main(
     cell: Annotated[list[str] | None, typer.Option(help="Only these cells.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only these arms, beside plain and oracle.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder with the real recordings of T2, T3b, T4b, T5b.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each; 1 gives a run all cores.")] = 1,
     dry: Annotated[bool, typer.Option(help="Only make the table from the records that are there.")] = False,
 ):
     """Measures how much of what misalignment costs is won back."""
+    if data:
+        os.environ[DATA_VARIABLE] = data
     chosen = dict(FORMS[form])
-    for name, values in (("tasks", task), ("cells", cell), ("seeds", seeds)):
+    if not os.environ.get(DATA_VARIABLE):
+        chosen["tasks"] = [name for name in chosen["tasks"] if not TASKS[name].needs_data]
+    for name, values in (("tasks", task), ("cells", cell), ("arms", arm), ("seeds", seeds)):
         if values:
             chosen[name] = values
-    if arm:
-        chosen["arms"] = ["plain", "oracle", *arm]
-    todo = [run for run in dict.fromkeys(wanted(**chosen)) if runs.load(run) is None]
+    todo = [run for run in expected(**chosen) if runs.load(run) is None]
     console = Console()
     if todo and not dry:
         if jobs == 1:
@@ -62,15 +86,16 @@ def main(
                 runs.do(run)
         else:
             context = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-                futures = {pool.submit(runs.do, run, 1): run for run in todo}
+            with concurrent.futures.ProcessPoolExecutor(
+                jobs, mp_context=context, initializer=runs.use_one_thread, max_tasks_per_child=20
+            ) as pool:
+                futures = {pool.submit(runs.do, run): run for run in todo}
                 finished = concurrent.futures.as_completed(futures)
                 for future in track(finished, total=len(todo), description=f"{len(todo)} runs", console=console):
                     future.result()
-                    console.print(*futures[future])
-    rows = tables.summarise(chosen["tasks"], chosen["cells"], chosen["arms"], range(chosen["seeds"]))
-    given = [word for word in sys.argv[1:] if word != "--dry"]
-    tables.write(rows, form, f"python -m benchmarks.quality {shlex.join(given)}")
+                    console.print(*futures[future], highlight=False)
+    rows = tables.summarise(**FORMS[form], inits=_INITS)
+    tables.write(rows, form, f"python -m benchmarks.quality {form}")
     console.print(tables.markdown(rows), soft_wrap=True, highlight=False)
 
 

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import scipy.ndimage
+import SimpleITK
 import skimage.registration
 import tensorflow as tf
 
 import tfalign
 from benchmarks.quality.cells import Cell, Patches
 from benchmarks.quality.tasks import Task
-from tfalign.ops import resample
+from tfalign import drift
+from tfalign.data import misalign
 
 
 class Arm(NamedTuple):
@@ -40,12 +42,19 @@ def oracle(task, cell, patches):
     return _center(patches.true_labels, cell.margin), task.base
 
 
+def _realigned(task, cell, patches, transforms):
+    """Labels moved back by `transforms` through tfalign's own warp; pixels without a counterpart are left out."""
+    labels, shape = [], patches.inputs.shape[1:-1]
+    for start in range(0, len(patches.labels), 50):
+        part = slice(start, start + 50)
+        moved, mask = tfalign.warp(patches.labels[part], transforms[part].astype(np.float32), output_shape=shape)
+        labels.append(np.where(np.asarray(mask)[..., np.newaxis] > 0, moved, np.nan).astype(np.float32))
+    return np.concatenate(labels), tfalign.ShiftInvariantLoss(task.base, max_shift=0, center=False)
+
+
 def oracle_shift(task, cell, patches):
-    """The true shifts through tfalign's own crop; pixels without a counterpart are left out."""
-    shape = patches.inputs.shape[1:-1]
-    moved, mask = resample.shift_by_pixels(tf.constant(patches.labels), tf.constant(patches.translations), shape)
-    labels = np.where(np.asarray(mask)[..., None] > 0, moved, np.nan).astype(np.float32)
-    return labels, tfalign.ShiftInvariantLoss(task.base, max_shift=0, center=False)
+    """The true transforms: the ceiling of any alignment that moves the label as tfalign does."""
+    return _realigned(task, cell, patches, patches.transforms)
 
 
 def ours(task, cell, patches):
@@ -61,6 +70,22 @@ def bare(task, cell, patches):
 def no_pin(task, cell, patches):
     """Ablation: the drift is not taken out."""
     return patches.labels, tfalign.ShiftInvariantLoss(task.base, center=False, **cell.loss)
+
+
+class _RunningMean(tfalign.ShiftInvariantLoss):
+    """A plain running mean of the registered shifts, rounded, in place of the drift filter; from the first step."""
+
+    def _update(self, sums):
+        state = drift.unpack(tf.convert_to_tensor(self.state))
+        mean = state.mean + 0.01 * (sums.shift / tf.maximum(sums.weight, 1e-6) - state.mean)
+        mean = tf.where(sums.weight > 0.0, mean, state.mean)
+        after = state._replace(mean=mean, correction=tf.round(mean), ready=tf.ones_like(mean))
+        return self.state.assign(drift.pack(after), read_value=False)
+
+
+def running_mean(task, cell, patches):
+    """Ablation: the drift is an exponential mean with a rate of 0.01."""
+    return patches.labels, _RunningMean(task.base, warmup_steps=0, **cell.loss)
 
 
 def hard_start(task, cell, patches):
@@ -84,19 +109,65 @@ def low_pass(task, cell, patches):
     return _center(patches.labels, cell.margin), lambda y, p: base(blurred(tf.cast(y, tf.float32)), blurred(p))
 
 
+def _edges(image):
+    return scipy.ndimage.gaussian_gradient_magnitude(image.mean(axis=-1), 1.0)
+
+
+def _by_phase_correlation(image, label):
+    """Shift of the label against the image, from the strength of their edges."""
+    return -skimage.registration.phase_cross_correlation(_edges(image), _edges(label), normalization=None)[0]
+
+
+def _by_mutual_information(image, label):
+    """The same by ITK: Mattes' mutual information over translations, from the identity, on three scales."""
+    fixed, moving = (SimpleITK.GetImageFromArray(a.mean(axis=-1).astype(np.float32)) for a in (image, label))
+    method = SimpleITK.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(16)
+    method.SetOptimizerAsRegularStepGradientDescent(learningRate=2.0, minStep=0.05, numberOfIterations=100)
+    method.SetInitialTransform(SimpleITK.TranslationTransform(fixed.GetDimension()))
+    method.SetShrinkFactorsPerLevel([4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SetInterpolator(SimpleITK.sitkLinear)
+    try:
+        found = method.Execute(fixed, moving)
+    except RuntimeError:  # too few samples overlap, or the pictures are flat
+        return np.zeros(image.ndim - 1)
+    return np.array(found.GetParameters())[::-1]
+
+
+def _preregistered(task, cell, patches, register):
+    """Rival: each label registered to its input once, before training; shifts over the bound are clipped to it."""
+    centers, bound = _center(patches.labels, cell.margin), cell.loss["max_shift"]
+    found = [register(*pair) for pair in zip(patches.inputs, centers)]
+    transforms = misalign.make_transforms(np.clip(np.round(found), -bound, bound))
+    return _realigned(task, cell, patches, transforms)
+
+
 def preregistration(task, cell, patches):
-    """Rival: each label registered to its input once, by skimage's phase correlation of edge strengths."""
-    labels = []
-    for one, label in zip(patches.inputs, _center(patches.labels, cell.margin)):
-        left, right = (scipy.ndimage.gaussian_gradient_magnitude(a.mean(axis=-1), 1.0) for a in (one, label))
-        shift, _, _ = skimage.registration.phase_cross_correlation(left, right, normalization=None)
-        bound = cell.loss["max_shift"]
-        labels.append(np.clip(np.round(-shift), -bound, bound))
-    found = np.array(labels, int)
-    shape = patches.inputs.shape[1:-1]
-    moved, mask = resample.shift_by_pixels(tf.constant(patches.labels), tf.constant(found), shape)
-    aligned = np.where(np.asarray(mask)[..., None] > 0, moved, np.nan).astype(np.float32)
-    return aligned, tfalign.ShiftInvariantLoss(task.base, max_shift=0, center=False)
+    """Rival: labels registered to inputs by skimage."""
+    return _preregistered(task, cell, patches, _by_phase_correlation)
+
+
+def preregistration_itk(task, cell, patches):
+    """Rival: labels registered to inputs by SimpleITK."""
+    return _preregistered(task, cell, patches, _by_mutual_information)
+
+
+def per_image(task, cell, patches):
+    """One shift for all labels of a scene: the best one against the truth, so the ceiling of such a registration."""
+    maps = [
+        tfalign.register(true, moved, subpixel=False, return_map=True, **cell.loss).score_map.numpy()
+        for true, moved in zip(
+            np.array_split(_center(patches.true_labels, cell.margin), 20), np.array_split(patches.labels, 20)
+        )
+    ]
+    maps = np.concatenate(maps)
+    shifts = np.zeros((len(maps), maps.ndim - 1))
+    for scene in np.unique(patches.scenes):
+        mine = patches.scenes == scene
+        together = maps[mine].mean(axis=0)
+        shifts[mine] = np.array(np.unravel_index(together.argmax(), together.shape)) - np.array(together.shape) // 2
+    return _realigned(task, cell, patches, misalign.make_transforms(shifts))
 
 
 def _losses_over_shifts(label, prediction, margin):
@@ -125,19 +196,25 @@ def likelihood_over_shifts(task, cell, patches):
     return patches.labels, loss
 
 
+REFERENCES = ("plain", "oracle")
+RIVALS = ("low-pass", "preregistration", "itk", "minimum", "likelihood")
+ABLATIONS = ("no-pin", "running-mean", "hard-start")
 ARMS = {
     arm.name: arm
     for arm in (
         Arm("plain", "plain loss", plain),
         Arm("oracle", "oracle: aligned labels", oracle),
-        Arm("oracle-shift", "true shifts through our crop", oracle_shift),
         Arm("tfalign", "tfalign", ours, uses_tfalign=True),
         Arm("bare", "tfalign, no options", bare, uses_tfalign=True),
-        Arm("no-pin", "tfalign without the pin", no_pin, uses_tfalign=True),
-        Arm("hard-start", "tfalign without warm-up", hard_start, uses_tfalign=True),
-        Arm("low-pass", "low-pass loss", low_pass),
-        Arm("preregistration", "label to input, skimage", preregistration),
-        Arm("minimum", "min over shifts", minimum_over_shifts),
-        Arm("likelihood", "likelihood over shifts", likelihood_over_shifts),
+        Arm("oracle-shift", "true moves through our warp", oracle_shift, version=2),
+        Arm("per-image", "one shift per image", per_image),
+        Arm("no-pin", "ablation: no pin", no_pin, uses_tfalign=True),
+        Arm("running-mean", "ablation: running mean", running_mean, uses_tfalign=True),
+        Arm("hard-start", "ablation: no warm-up", hard_start, uses_tfalign=True),
+        Arm("low-pass", "rival: low-pass loss", low_pass),
+        Arm("preregistration", "rival: label to input, skimage", preregistration, version=2),
+        Arm("itk", "rival: label to input, ITK MI", preregistration_itk),
+        Arm("minimum", "rival: min over shifts", minimum_over_shifts),
+        Arm("likelihood", "rival: likelihood over shifts", likelihood_over_shifts),
     )
 }

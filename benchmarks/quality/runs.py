@@ -1,5 +1,6 @@
 """One run: train an arm of a cell of a task with a seed, score it, keep the record under the hash of what made it."""
 
+import ast
 import hashlib
 import json
 import time
@@ -8,16 +9,18 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import scipy.stats
 import tensorflow as tf
 
 import tfalign
-from benchmarks.quality.arms import ARMS
+from benchmarks.quality.arms import ARMS, REFERENCES
 from benchmarks.quality.cells import CELLS, patches
-from benchmarks.quality.tasks import TASKS
+from benchmarks.quality.tasks import TASKS, Scene
 from tfalign.jobs import evaluate, files
 
 RECORDS = Path(__file__).parent.parent / "results" / "quality" / "records"
 _DRIFT_BOUND = 4  # px of the best global move
+_OFFSET_BOUND = 6  # px of the measured offset
 
 
 class Run(NamedTuple):
@@ -28,17 +31,28 @@ class Run(NamedTuple):
     arm: str
     seed: int
 
+    def canonical(self):
+        """The run that gives the same network, so that it is made once."""
+        cell = CELLS[self.cell]
+        if self.arm == "oracle" and cell.oracle_of:
+            return self._replace(cell=cell.oracle_of, arm="plain")
+        if self.arm in REFERENCES and cell.plain_of:
+            return self._replace(cell=cell.plain_of).canonical()
+        if self.cell == "M10" and self.arm == "plain":
+            return self._replace(cell="M1", seed=0)  # the same patches; inits of the plain loss hardly differ
+        return self
+
 
 def _loss_sources():
-    """A hash of the code behind the loss: when it changes, tfalign's arms are run again."""
+    """A hash of the code behind the loss: when it changes, docstrings apart, tfalign's arms are run again."""
     package = Path(tfalign.__file__).parent
-    parts = [
-        package / "drift.py",
-        package / "losses.py",
-        package / "_keras.py",
-        *sorted((package / "ops").glob("*.py")),
-    ]
-    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[:12]
+    names = ("_keras.py", "_pixel_loss.py", "drift.py", "losses.py")
+    trees = [ast.parse(path.read_text()) for path in (*map(package.joinpath, names), *sorted(package.glob("ops/*.py")))]
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+                node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256("".join(map(ast.unparse, trees)).encode()).hexdigest()[:12]
 
 
 def key(run):
@@ -55,7 +69,9 @@ def key(run):
         "cell_version": cell.version,
         "arm_version": arm.version,
         "margin": cell.margin,
+        "flips": cell.flips,
     }
+    described["settings"]["patch"] = cell.patch or task.patch
     if arm.uses_tfalign:
         described.update(loss=cell.loss if run.arm != "bare" else {}, sources=_loss_sources())
     return described
@@ -72,15 +88,20 @@ def load(run):
     return files.read_json(path(run)) if path(run).exists() else None
 
 
-def do(run, threads=0):
+def use_one_thread():
+    """For a process that shares the machine with others; before TensorFlow does anything."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def do(run):
     """Trains and scores a run, unless its record exists; returns the record."""
     if load(run) is not None:
         return load(run)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
     task, cell = TASKS[run.task], CELLS[run.cell]
     data = patches(task, cell, run.seed)
     labels, loss = ARMS[run.arm].prepare(task, cell, data)
+    keras.backend.clear_session()
     keras.utils.set_random_seed(run.seed)
     rank = data.inputs.ndim - 2
     model = tfalign.models.unet(
@@ -93,10 +114,10 @@ def do(run, threads=0):
     )
     schedule = keras.optimizers.schedules.CosineDecay(task.learning_rate, task.steps)
     model.compile(keras.optimizers.Adam(schedule), loss=loss)
-    watch = _Watch(task, run.seed, loss)
+    watch = _Watch(task, cell.data_seed if cell.data_seed is not None else run.seed, loss)
     began = time.perf_counter()
     batch = cell.batch or task.batch
-    dataset = _dataset(data.inputs, labels, batch, cell.one_shift_per_batch, run.seed)
+    dataset = _dataset(data.inputs, labels, batch, cell, run.seed)
     model.fit(dataset, steps_per_epoch=task.steps, callbacks=[watch], shuffle=False, verbose=0)
     record = {
         "key": key(run),
@@ -107,50 +128,65 @@ def do(run, threads=0):
         "seconds": time.perf_counter() - began,
         **_transform_errors(model, cell, data),
         "versions": files.versions(),
-        "threads": threads,
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
     }
     RECORDS.mkdir(parents=True, exist_ok=True)
     files.write_json(path(run), record)
     return record
 
 
-def _dataset(inputs, labels, batch, one_shift_per_batch, seed):
+def _dataset(inputs, labels, batch, cell, seed):
     dataset = tf.data.Dataset.from_tensor_slices((inputs, labels))
-    if one_shift_per_batch:
+    if cell.one_shift_per_batch:
         dataset = dataset.batch(batch).cache().shuffle(len(inputs) // batch, seed=seed).repeat()
     else:
-        dataset = dataset.shuffle(len(inputs), seed=seed).repeat().batch(batch, drop_remainder=True)
+        dataset = dataset.shuffle(len(inputs), seed=seed).repeat()
+        if cell.flips:
+            dataset = tf.data.Dataset.zip((dataset, tf.data.Dataset.random(seed=seed))).map(_flipped)
+        dataset = dataset.batch(batch, drop_remainder=True)
     return dataset.prefetch(2)
 
 
+def _flipped(pair, number):
+    """Input and label mirrored together along each axis, or not, by the bits of a random number."""
+    for axis in range(pair[0].shape.rank - 1):
+        bit = tf.bitwise.bitwise_and(tf.bitwise.right_shift(number, axis), 1) > 0
+        pair = tuple(tf.where(bit, tf.reverse(one, [axis]), one) for one in pair)
+    return pair
+
+
 def _transform_errors(model, cell, data):
-    """Errors of the shifts that the trained network sees, pixels."""
-    if not cell.margin:
+    """Errors of the shifts that the trained network sees, pixels, and how well confidence tells wrong scenes."""
+    rank = data.inputs.ndim - 2
+    if not cell.margin or data.transforms is None or not np.allclose(data.transforms[:, :rank, :rank], np.eye(rank)):
         return {}
     bound = cell.loss["max_shift"]
     found, confidence = evaluate.registered_shifts(model, data.inputs, data.labels, max_shift=bound)
-    error = found - data.translations
+    right, wrong = ~data.is_wrong, data.is_wrong
+    error = (found - data.transforms[:, :rank, rank])[right]
     around = error - np.median(error, axis=0)
-    return {
-        "shift_error": {
-            "common": np.median(error, axis=0).tolist(),
-            "rms_in_place": float(np.sqrt(np.mean(error**2))),
-            "rms_around_common": float(np.sqrt(np.mean(around**2))),
-            "exact_around_common": float(np.mean(np.all(around == 0, axis=-1))),
-            "mean_confidence": float(confidence.mean()),
-        }
+    told = {
+        "common": np.median(error, axis=0).tolist(),
+        "rms_in_place": float(np.sqrt(np.mean(error**2))),
+        "rms_around_common": float(np.sqrt(np.mean(around**2))),
+        "within_half_around_common": float(np.mean(np.all(np.abs(around) <= 0.5, axis=-1))),
+        "mean_confidence": float(confidence[right].mean()),
     }
+    if wrong.any():
+        rank_sum = scipy.stats.mannwhitneyu(confidence[right], confidence[wrong]).statistic
+        told["wrong_scene_auc"] = float(rank_sum / (right.sum() * wrong.sum()))
+    return {"shift_error": told}
 
 
 class _Watch(keras.callbacks.Callback):
-    """Scores the held-out scenes thirty times in a run, and times the steps."""
+    """Scores the held-out scenes fifteen times in a run, and times the steps."""
 
     def __init__(self, task, seed, loss):
         super().__init__()
         self.task, self.loss = task, loss
-        self.held_out = task.scenes(seed)[1]
-        self.noted = {task.steps * part // 30 for part in range(1, 31)}
-        self.curve, self.durations = {"step": [], "score": [], "drift": []}, []
+        self.held_out = [Scene(one.input, one.truth.astype(np.float32)) for one in task.scenes(seed)[1]]
+        self.noted = {task.steps * part // 15 for part in range(1, 16)}
+        self.curve, self.durations = {"step": [], "score": [], "offset": [], "drift": []}, []
 
     def on_train_batch_begin(self, batch, logs=None):
         self.began = time.perf_counter()
@@ -159,7 +195,9 @@ class _Watch(keras.callbacks.Callback):
         self.durations.append(time.perf_counter() - self.began)
         if batch + 1 in self.noted:
             self.curve["step"].append(batch + 1)
-            self.curve["score"].append(self._score(self._predictions()))
+            predictions = self._predictions()
+            self.curve["score"].append(self._score(predictions))
+            self.curve["offset"].append(self._offset(predictions))
             drift = getattr(self.loss, "drift", None)
             self.curve["drift"].append(None if drift is None else drift.tolist())
 
@@ -168,6 +206,14 @@ class _Watch(keras.callbacks.Callback):
 
     def _score(self, predictions):
         return self.task.score(predictions, [scene.truth for scene in self.held_out])
+
+    def _offset(self, predictions):
+        """How far the predictions lie off, pixels."""
+        found = [
+            tfalign.register(scene.truth[np.newaxis], one[np.newaxis], max_shift=_OFFSET_BOUND, similarity="mse")
+            for scene, one in zip(self.held_out, predictions)
+        ]
+        return np.mean([one.translation.numpy()[0] for one in found], axis=0).tolist()
 
     def scores(self):
         """In place; after the best global move; how far off; how sharp."""
@@ -181,16 +227,10 @@ class _Watch(keras.callbacks.Callback):
             self.task.score([np.roll(one, -move, axes)[inner] for one in predictions], [one[inner] for one in truths])
             for move in moves
         ]
-        drifts = [
-            tfalign.register(truth[None], one[None], max_shift=6, similarity="mse").translation.numpy()[0]
-            for one, truth in zip(predictions, truths)
-        ]
         return {
             "score": self._score(predictions),
             "score_moved_back": float(np.max(moved)),
             "moved_back_by": moves[int(np.argmax(moved))].tolist(),
-            "drift": np.mean(drifts, axis=0).tolist(),
-            "sharpness": float(np.mean([evaluate.sharpness(one, truth) for one, truth in zip(predictions, truths)]))
-            if len(inner) == 2
-            else None,
+            "drift": self._offset(predictions),
+            "sharpness": float(np.mean([evaluate.sharpness(one, truth) for one, truth in zip(predictions, truths)])),
         }

@@ -15,16 +15,6 @@ RESULTS = Path(__file__).parent.parent / "results" / "quality"
 _REFERENCES = ("plain", "oracle")
 
 
-def canonical(run):
-    """The run that gives the same network: aligned labels are the same in every cell with the same batches."""
-    cell = CELLS[run.cell]
-    if run.arm == "oracle" and cell.batch is None and not cell.one_shift_per_batch:
-        return run._replace(cell="M0", arm="plain")
-    if run.arm in _REFERENCES and cell.name.endswith("n"):
-        return canonical(run._replace(cell=cell.name[:-1]))  # the labels' centres are the same with a margin
-    return run
-
-
 def summarise(tasks, cells, arms, seeds):
     """One row for each task, cell and arm with records, beside plain and oracle: values per seed, gap recovered."""
     rows = []
@@ -42,7 +32,7 @@ def summarise(tasks, cells, arms, seeds):
 
 
 def _records(task, cell, arm, seeds):
-    found = {seed: runs.load(canonical(runs.Run(task, cell, arm, seed))) for seed in seeds}
+    found = {seed: runs.load(runs.Run(task, cell, arm, seed).canonical()) for seed in seeds}
     return {seed: record for seed, record in found.items() if record}
 
 

@@ -42,11 +42,11 @@ def psnr(prediction, truth):
 
 def sharpness(prediction, truth, *, above=0.125):
     """Power of `prediction` at frequencies over `above` cycles per pixel, as a share of that of `truth`."""
-    radius = np.hypot(np.fft.fftfreq(truth.shape[0])[:, np.newaxis], np.fft.fftfreq(truth.shape[1])[np.newaxis])
-    high = radius > above
+    axes = tuple(range(truth.ndim - 1))
+    high = np.linalg.norm(np.meshgrid(*[np.fft.fftfreq(truth.shape[a]) for a in axes], indexing="ij"), axis=0) > above
 
     def power(image):
-        return np.square(np.abs(np.fft.fft2(image, axes=(0, 1))))[high].sum()
+        return np.square(np.abs(np.fft.fftn(image, axes=axes)))[high].sum()
 
     return float(power(prediction) / power(truth))
 

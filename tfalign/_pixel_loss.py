@@ -1,0 +1,102 @@
+"""The base loss, pixel by pixel: what it takes, and its mean over the overlap of a prediction and its moved label."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfalign import _checks
+from tfalign.ops import geometry, registration, resample
+
+
+class PixelLoss(NamedTuple):
+    """The loss per pixel, and how its inputs compare: class ids as labels, logits as predictions."""
+
+    call: Callable
+    is_sparse: bool = False
+    ignore_class: int | None = None
+    activation: Callable | None = None
+
+    @classmethod
+    def resolved(cls, base):
+        if not (isinstance(base, (str, keras.losses.Loss)) or callable(base)) or isinstance(base, type):
+            raise TypeError(
+                _checks.message(
+                    "`base` must be the name of a Keras loss, a Keras loss, or a callable of (y_true, y_pred).",
+                    {"base": base},
+                )
+            )
+        function = keras.losses.get(base) if isinstance(base, str) else base
+        if not isinstance(function, keras.losses.Loss):
+            return cls(call=function, is_sparse=function is keras.losses.sparse_categorical_crossentropy)
+        config, activation = function.get_config(), None
+        if config.get("from_logits"):
+            binary = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+            activation = tf.sigmoid if isinstance(function, binary) else tf.nn.softmax
+        return cls(
+            call=function.call,
+            is_sparse=isinstance(function, keras.losses.SparseCategoricalCrossentropy),
+            ignore_class=config.get("ignore_class"),
+            activation=activation,
+        )
+
+
+def paired(y_true, y_pred, base):
+    """The finite label, the mask `(batch, *spatial, 1)` of its valid pixels, and the prediction."""
+    prediction = _checks.floating(y_pred, "y_pred")
+    label = tf.cast(_checks.floating(y_true, "y_true"), prediction.dtype)
+    _checks.spatial_rank("y_pred", prediction)
+    if label.shape.rank == prediction.shape.rank - 1:
+        label = label[..., tf.newaxis]
+    channels = 1 if base.is_sparse else prediction.shape[-1]
+    if not label.shape.is_compatible_with([None] * (prediction.shape.rank - 1) + [channels]):
+        raise ValueError(
+            _checks.message(
+                "`y_true` must have the rank of `y_pred` and "
+                + ("one channel of class ids." if base.is_sparse else "its channels."),
+                {"y_true.shape": _checks.shape_of(label), "y_pred.shape": _checks.shape_of(prediction)},
+                "Label and prediction are (batch, *spatial, channels); only the spatial sizes may differ.",
+            )
+        )
+    if not label.shape[:1].is_compatible_with(prediction.shape[:1]):
+        raise ValueError(
+            _checks.message(
+                "`y_true` must have as many samples as `y_pred`.",
+                {"y_true.shape": _checks.shape_of(label), "y_pred.shape": _checks.shape_of(prediction)},
+            )
+        )
+    label = tf.ensure_shape(label, [None] * (prediction.shape.rank - 1) + [channels])
+    counts = None if base.ignore_class is None else tf.not_equal(label, float(base.ignore_class))
+    return *registration.valid_pixels(label, counts, "y_true"), prediction
+
+
+def loss_on_overlap(label, valid, prediction, translation, base, *, subpixel):
+    """Moves the label by `-translation` and averages the pixel loss where both sides have data: `(batch,)`."""
+    shape = geometry.spatial_shape(prediction)
+    both = tf.concat([label, valid], axis=-1)
+    if subpixel and not base.is_sparse:
+        moved, inside = resample.warp(both, geometry.from_translation(translation), output_shape=shape)
+    else:
+        moved, inside = resample.shift_by_pixels(both, translation, shape)
+    aligned, counts = moved[..., :-1], moved[..., -1] * inside > 0.999
+    if base.is_sparse:
+        pixel_loss = base.call(aligned[..., 0], prediction)
+    else:
+        # Whatever the base is there, its gradient must stay finite where no label counts.
+        aligned = tf.where(counts[..., tf.newaxis], aligned, tf.stop_gradient(prediction))
+        pixel_loss = base.call(aligned, prediction)
+    expected = prediction.shape[:-1]
+    if pixel_loss.shape.rank != expected.rank or not pixel_loss.shape.is_compatible_with(expected):
+        raise ValueError(
+            _checks.message(
+                "`base` must give one value per pixel, (batch, *spatial).",
+                {"its shape": _checks.shape_of(pixel_loss), "y_pred.shape": _checks.shape_of(prediction)},
+                'Losses that reduce over space (Dice, Tversky) do not work as a base; use "binary_crossentropy" or so.',
+            )
+        )
+    axes = list(range(1, prediction.shape.rank - 1))
+    total = tf.reduce_sum(tf.where(counts, pixel_loss, 0.0), axis=axes)
+    mean = total / tf.maximum(tf.reduce_sum(tf.cast(counts, total.dtype), axis=axes), 1.0)
+    # Also where no label pixel counts a non-finite prediction must be seen.
+    return mean + tf.reduce_sum(0.0 * prediction, axis=[*axes, prediction.shape.rank - 1])
