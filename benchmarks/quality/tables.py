@@ -1,4 +1,4 @@
-"""From records to one table and one figure."""
+"""From records to tables and figures."""
 
 from pathlib import Path
 
@@ -6,26 +6,28 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.quality import runs
-from benchmarks.quality.arms import ARMS
+from benchmarks.quality.arms import ABLATIONS, ARMS, REFERENCES, RIVALS
 from benchmarks.quality.cells import CELLS
 from benchmarks.quality.tasks import TASKS
 from tfalign.jobs import evaluate, files
 
 RESULTS = Path(__file__).parent.parent / "results" / "quality"
-_REFERENCES = ("plain", "oracle")
+_TFALIGN, _GREY, _GREEN, _RED = "#1f6fb4", "#8a949e", "#4a9a52", "#c0504d"
+_ARM_COLORS = {"tfalign": _TFALIGN, "no-pin": _RED, "running-mean": "#d9912b", "hard-start": "#7a5aa6"}
 
 
-def summarise(tasks, cells, arms, seeds):
+def summarise(tasks, cells, arms, seeds, inits):
     """One row for each task, cell and arm with records, beside plain and oracle: values per seed, gap recovered."""
     rows = []
     for task in tasks:
-        spread = _seed_deviation(task, seeds)
+        spread = _seed_deviation(task, range(seeds))
         for cell in cells:
-            reference = {name: _records(task, cell, name, seeds) for name in _REFERENCES}
+            of_cell = range(seeds if CELLS[cell].data_seed is None else inits)
+            reference = {name: _records(task, cell, name, of_cell) for name in REFERENCES}
             for arm in arms:
-                if arm in _REFERENCES:
+                if arm in REFERENCES:
                     continue
-                row = _row(task, cell, arm, _records(task, cell, arm, seeds), reference, spread)
+                row = _row(task, cell, arm, _records(task, cell, arm, of_cell), reference, spread)
                 if row:
                     rows.append(row)
     return rows
@@ -43,7 +45,7 @@ def _seed_deviation(task, seeds):
 
 
 def _row(task, cell, arm, records, reference, spread):
-    common = [seed for seed in records if all(seed in reference[name] for name in _REFERENCES)]
+    common = [seed for seed in records if all(seed in reference[name] for name in REFERENCES)]
     if not common:
         return None
 
@@ -51,6 +53,7 @@ def _row(task, cell, arm, records, reference, spread):
         return [of[seed][name] for seed in common]
 
     plain, oracle = column("score", reference["plain"]), column("score", reference["oracle"])
+    step_times = zip(column("milliseconds_per_step"), column("milliseconds_per_step", reference["plain"]))
     row = {
         "task": task,
         "cell": cell,
@@ -59,22 +62,14 @@ def _row(task, cell, arm, records, reference, spread):
         "score": column("score"),
         "plain": plain,
         "oracle": oracle,
-        "drift": [
-            float(np.hypot(*record)) if len(record) == 2 else float(np.linalg.norm(record))
-            for record in column("drift")
-        ],
-        "step_ratio": [
-            mine / theirs
-            for mine, theirs in zip(
-                column("milliseconds_per_step"), column("milliseconds_per_step", reference["plain"])
-            )
-        ],
+        "drift": [float(np.linalg.norm(drift)) for drift in column("drift")],
+        "step_ratio": [mine / theirs for mine, theirs in step_times],
         "sharpness": column("sharpness"),
     }
     errors = [records[seed].get("shift_error") for seed in common]
     if all(errors):
-        row["shift_rms_in_place"] = [error["rms_in_place"] for error in errors]
-    if cell.startswith("M0"):
+        row |= {name: [error[name] for error in errors] for name in errors[0] if name != "common"}
+    if cell in {"M0", "M0n"}:
         row["minus_plain"] = [mine - theirs for mine, theirs in zip(row["score"], plain)]
         return row
     gap = float(np.median(oracle) - np.median(plain))
@@ -84,34 +79,73 @@ def _row(task, cell, arm, records, reference, spread):
         ("gap_recovered_moved_back", "score_moved_back"),
         ("gap_recovered_at_a_third", "score_at_a_third"),
     ):
-        row[name] = [
-            evaluate.gap_recovered(*values)
-            for values in zip(column(mine), column(mine, reference["plain"]), column(mine, reference["oracle"]))
-        ]
+        values = zip(column(mine), column(mine, reference["plain"]), column(mine, reference["oracle"]))
+        row[name] = [evaluate.gap_recovered(*three) for three in values]
     return row
 
 
 def _verdict(row):
     """Whether the targets of the cell are met: "yes", "no", or "" where there is none."""
-    if row["arm"] != "tfalign":
+    if row["arm"] == "bare" and "gap_recovered" in row:
+        return "yes" if row["no_gap"] or min(row["gap_recovered"]) >= -0.02 else "no"
+    if row["arm"] not in {"tfalign", "bare"}:
         return ""
-    if row["cell"].startswith("M0"):
+    if "minus_plain" in row:
         difference = np.array(row["minus_plain"])
         error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
         return "yes" if np.median(difference) >= -max(TASKS[row["task"]].no_harm, error) else "no"
     if row["no_gap"]:
         return "no gap"
-    median, worst = CELLS[row["cell"]].target
-    name = "gap_recovered_moved_back" if row["cell"] == "M1r" else "gap_recovered"
-    return "yes" if np.median(row[name]) >= median and min(row[name]) >= worst else "no"
+    cell = CELLS[row["cell"]]
+    if row["cell"] == "M10":
+        reached = np.sum(np.array(row["gap_recovered"]) >= cell.target[1])
+        return f"{'yes' if reached >= 0.95 * len(row['seeds']) else 'no'} ({reached} of {len(row['seeds'])} reach 0.95)"
+    median, worst = cell.target
+    values = row["gap_recovered_moved_back" if cell.moved_back else "gap_recovered"]
+    return "yes" if np.median(values) >= median and min(values) >= worst else "no"
+
+
+def glance(rows, arm):
+    """A small table of one arm: cells against tasks, median and worst gap recovered."""
+    rows = {(row["cell"], row["task"]): row for row in rows if row["arm"] == arm}
+    tasks = list(dict.fromkeys(task for _, task in rows))
+    lines = [
+        "| misalignment | target | " + " | ".join(f"{task} {TASKS[task].title}" for task in tasks) + " |",
+        "|---" * (len(tasks) + 2) + "|",
+    ]
+    for cell in dict.fromkeys(cell for cell, _ in rows):
+        entries = [_entry(rows.get((cell, task))) for task in tasks]
+        lines.append(f"| {cell} {CELLS[cell].title} | {_target(CELLS[cell], arm)} | " + " | ".join(entries) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _target(cell, arm):
+    if cell.name in {"M0", "M0n"}:
+        return "no harm"
+    if arm == "bare":
+        return ">= -0.02 worst"
+    worst = f" / {cell.target[1]:.2f}" if np.isfinite(cell.target[1]) else ""
+    return f"{cell.target[0]:.2f}{worst}" + (" moved back" if cell.moved_back else "")
+
+
+def _entry(row):
+    if row is None:
+        return ""
+    name = "minus_plain" if "minus_plain" in row else "gap_recovered"
+    if name == "gap_recovered" and CELLS[row["cell"]].moved_back and row["arm"] == "tfalign":
+        name = "gap_recovered_moved_back"
+    signed, unit = ("+.2f", f" {TASKS[row['task']].unit}") if name == "minus_plain" else (".3f", "")
+    text = f"{np.median(row[name]):{signed}} / {min(row[name]):{signed}}{unit}"
+    mark = {"y": "", "n": " **missed**"}.get(_verdict(row)[:1], "")
+    return text + (" no gap" if _verdict(row) == "no gap" else mark) + f" ({len(row['seeds'])})"
 
 
 def markdown(rows):
-    """The table."""
+    """The whole table."""
     lines = [
-        "| task | misalignment | arm | plain | oracle | this arm | gap recovered: median / worst "
-        "| at a third of the steps | moved back | drift (px) | step time | target met |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| task | misalignment | arm | seeds | plain | oracle | this arm | gap recovered: median / worst "
+        "| at a third of the steps | moved back | drift (px): median / worst | sharpness | step time | target met |",
+        "|---" * 14 + "|",
     ]
     for row in rows:
         unit = TASKS[row["task"]].unit
@@ -124,65 +158,134 @@ def markdown(rows):
             early = back = ""
         lines.append(
             f"| {row['task']} {TASKS[row['task']].title} | {row['cell']} {CELLS[row['cell']].title} "
-            f"| {ARMS[row['arm']].title} | {np.median(row['plain']):.2f} | {np.median(row['oracle']):.2f} "
+            f"| {ARMS[row['arm']].title} | {len(row['seeds'])} "
+            f"| {np.median(row['plain']):.2f} | {np.median(row['oracle']):.2f} "
             f"| {np.median(row['score']):.2f} {unit} | {recovered} | {early} | {back} "
-            f"| {np.median(row['drift']):.2f} (worst {max(row['drift']):.2f}) | x{np.median(row['step_ratio']):.2f} "
-            f"| {_verdict(row)} |"
+            f"| {np.median(row['drift']):.2f} / {max(row['drift']):.2f} | {np.median(row['sharpness']):.2f} "
+            f"| x{np.median(row['step_ratio']):.2f} | {_verdict(row)} |"
         )
     return "\n".join(lines) + "\n"
 
 
+def _bar(panel, height, values, color, label, **marker):
+    values = np.clip(values, -1.0, 1.15)
+    panel.plot([0, np.median(values)], [height] * 2, color=color, alpha=0.25, linewidth=7, solid_capstyle="butt")
+    panel.plot(values, [height] * len(values), "o", color=color, markersize=5, label=label, linestyle="none", **marker)
+
+
 def figure(rows):
-    """Gap recovered of every cell and seed, one panel a task; rivals in grey."""
+    """Gap recovered of every cell and seed, one panel a task; beside them the rivals on M1."""
     rows = [row for row in rows if "gap_recovered" in row]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    most = max(sum(row["task"] == task for row in rows) for task in tasks)
-    plot = Figure(figsize=(3.2 + 4.6 * len(tasks), 1.6 + 0.34 * most), layout="constrained")
-    for panel, task in zip(np.atleast_1d(plot.subplots(1, len(tasks), sharex=True)), tasks):
-        mine = [row for row in rows if row["task"] == task][::-1]
-        for height, row in enumerate(mine):
-            values = np.clip(row["gap_recovered"], -1.0, 1.15)
-            color = "#1f6fb4" if ARMS[row["arm"]].uses_tfalign else "#8a949e"
-            panel.plot(
-                [0, np.median(values)], [height, height], color=color, alpha=0.25, linewidth=7, solid_capstyle="butt"
-            )
-            panel.plot(values, [height] * len(values), "o", color=color, markersize=5)
-        panel.set_yticks(
-            range(len(mine)), [f"{CELLS[row['cell']].title}: {ARMS[row['arm']].title}" for row in mine], fontsize=8
-        )
-        panel.axvline(0, color="#c0504d", linewidth=1)
-        panel.axvline(1, color="#4a9a52", linewidth=1)
-        panel.set_xlim(-1.05, 1.2)
+    cells = list(dict.fromkeys(row["cell"] for row in rows if row["arm"] in {"tfalign", "bare", "oracle-shift"}))[::-1]
+    rivals = [row for row in rows if row["arm"] in RIVALS]
+    plot = Figure(figsize=(2.6 + 3.1 * len(tasks) + 4.2 * bool(rivals), 1.9 + 0.33 * len(cells)), layout="constrained")
+    widths = [3.0] * len(tasks) + [2.6] * bool(rivals)
+    panels = plot.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    for panel, task in zip(panels, tasks):
+        for row in rows:
+            if row["task"] != task or row["cell"] not in cells:
+                continue
+            height = cells.index(row["cell"])
+            if row["arm"] == "tfalign":
+                _bar(panel, height, row["gap_recovered"], _TFALIGN, "tfalign, bounds given")
+            elif row["arm"] == "bare":
+                values = np.clip(row["gap_recovered"], -1.0, 1.15)
+                panel.plot(
+                    values, [height - 0.25] * len(values), "o", mfc="none", color=_TFALIGN, markersize=4,
+                    label="ShiftInvariantLoss(), no options",
+                )  # fmt: skip
+            elif row["arm"] == "oracle-shift":
+                panel.plot(
+                    [np.median(row["gap_recovered"])], [height], "|", color=_GREEN, markersize=13, markeredgewidth=2,
+                    label="true moves: the ceiling",
+                )  # fmt: skip
+        labelled = panel is panels[0]
+        panel.set_yticks(range(len(cells)), [CELLS[cell].title if labelled else "" for cell in cells], fontsize=8)
+        panel.set_ylim(-0.7, len(cells) - 0.3)
         panel.set_title(f"{task}: {TASKS[task].title}", fontsize=10)
-        panel.set_xlabel("gap recovered, in place\n(0 = plain loss, 1 = perfect labels; dots: seeds)", fontsize=8)
+    if rivals:
+        shown = [
+            row for row in rows if row["task"] == "T1" and row["cell"] == "M1" and row["arm"] in (*RIVALS, "tfalign")
+        ]
+        for height, row in enumerate(shown[::-1]):
+            color = _TFALIGN if row["arm"] == "tfalign" else _GREY
+            _bar(panels[-1], height, row["gap_recovered"], color, None)
+        titles = [ARMS[row["arm"]].title.removeprefix("rival: ") for row in shown[::-1]]
+        panels[-1].set_yticks(range(len(shown)), titles, fontsize=8)
+        panels[-1].set_title("rivals: T1, whole-pixel ±8", fontsize=10)
+    for panel in panels:
+        panel.axvline(0, color=_RED, linewidth=1)
+        panel.axvline(1, color=_GREEN, linewidth=1)
+        panel.set_xlim(-0.35 if panel is not panels[-1] or not rivals else -1.05, 1.2)
+        panel.set_xlabel("gap recovered, in place", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles))
+    plot.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    plot.suptitle("0 = plain loss on moved labels, 1 = perfect labels; one dot a seed", fontsize=9)
+    return plot
+
+
+def drift_figure(task="T1", seeds=range(3)):
+    """The measured offset of the network against the step, for the ways to hold it; None without records."""
+    plot = Figure(figsize=(9, 3.2), layout="constrained")
+    panels = plot.subplots(1, 2, sharey=True)
+    for panel, cell in zip(panels, ("M0", "M1")):
+        for arm in ("tfalign", *ABLATIONS):
+            records = _records(task, cell, arm, seeds).values()
+            for number, record in enumerate(records):
+                offset = np.linalg.norm(record["curve"]["offset"], axis=-1)
+                label = None if number else ARMS[arm].title
+                panel.plot(record["curve"]["step"], offset, color=_ARM_COLORS[arm], label=label, linewidth=1.3)
+        panel.set_title(f"{task} {TASKS[task].title}: {CELLS[cell].title}", fontsize=10)
+        panel.set_xlabel("training step", fontsize=8)
+        panel.set_yscale("symlog", linthresh=0.1)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("offset of the network from its input (px)", fontsize=8)
+    if not panels[0].lines:
+        return None
+    plot.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return plot
 
 
 def _head(task, settings):
-    """The settings of one task in a line."""
+    """The settings of one task in a line, and how far its oracle still climbs."""
+    records = _records(task, "M0", "plain", range(5)).values()
+    late = [record["score"] - record["curve"]["score"][11] for record in records]
     return (
         f"{task}: U-Net {settings['filters']} x {settings['depth']} levels, {settings['patches']} patches of "
         f"{settings['patch']} px, batch {settings['batch']}, {settings['steps']} steps, base {settings['base']}, "
-        f"Adam {settings['learning_rate']} with cosine decay."
+        f"Adam {settings['learning_rate']} with cosine decay; the oracle gains {np.median(late):.2f} "
+        f"{settings['unit']} in the last fifth."
     )
 
 
 def write(rows, name, command):
-    """Writes `<name>.json`, `<name>.md` and `<name>.png` to the results."""
+    """Writes `<name>.json`, `<name>.md`, `<name>.png` and `drift.png` to the results."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    used = {row["task"] for row in rows}
     settings = {
         task: {key: value for key, value in TASKS[task]._asdict().items() if not callable(value)}
-        for task in sorted(used)
+        for task in sorted({row["task"] for row in rows})
     }
+    versions = files.versions()
     files.write_json(
-        RESULTS / f"{name}.json", {"command": command, "versions": files.versions(), "settings": settings, "rows": rows}
+        RESULTS / f"{name}.json", {"command": command, "versions": versions, "settings": settings, "rows": rows}
     )
-    heads = [_head(task, settings[task]) for task in sorted(used)]
-    versions = ", ".join(f"{key} {value}" for key, value in files.versions().items())
-    files.write_text(
-        RESULTS / f"{name}.md", f"`{command}`\n\n" + "  \n".join(heads) + f"\n{versions}\n\n" + markdown(rows)
-    )
+    parts = [
+        f"`{command}`",
+        "  \n".join(_head(task, settings[task]) for task in settings),
+        ", ".join(f"{key} {value}" for key, value in versions.items()),
+        "Gap recovered in place, median / worst seed (number of seeds). tfalign with the bounds of the cell:",
+        glance(rows, "tfalign").strip(),
+        "`ShiftInvariantLoss(base)` with nothing else:",
+        glance(rows, "bare").strip(),
+        "Everything:",
+        markdown(rows),
+    ]
+    files.write_text(RESULTS / f"{name}.md", "\n\n".join(parts))
     if any("gap_recovered" in row for row in rows):
         figure(rows).savefig(RESULTS / f"{name}.png", dpi=110)
+    drift = drift_figure()
+    if drift:
+        drift.savefig(RESULTS / "drift.png", dpi=110)
