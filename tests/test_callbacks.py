@@ -25,7 +25,7 @@ def test_an_alignment_log_reaches_history_and_files(data, tmp_path):
     history = model.fit(*data, batch_size=4, epochs=8, callbacks=callbacks, verbose=0).history
     assert history["alignment_ready"] == [0.0] + 7 * [1.0]
     assert history["drift"][-1] == pytest.approx(np.linalg.norm(loss.drift))
-    assert history["drift"][-1] == pytest.approx(1.0, abs=0.1)
+    assert history["drift"][-1] == pytest.approx(1.0, abs=0.2)
     assert history["alignment_confidence"] == sorted(history["alignment_confidence"])
     assert float(list(csv.DictReader(path.open()))[-1]["drift"]) == pytest.approx(history["drift"][-1])
 
