@@ -21,8 +21,8 @@ import tensorflow as tf
 
 AXES = 3  # room for a volume's three; a state keeps its size whatever the rank
 
-_READY_CONFIDENCE = 0.9  # registration is trusted once the running mean confidence of the batches reaches this
-_LONGEST_WARMUP = 250  # updates; noisy labels may never look confident
+_READY_CONFIDENCE = 0.75  # registration is trusted once the running mean confidence of the batches reaches this
+_LONGEST_WARMUP = 100  # updates; noisy labels may never look confident, and the plain loss blurs what was there
 _MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
 _PROCESS_VARIANCE = 4e-4  # px^2 per step by which the drift may wander unseen
 _TRACKED_PROCESS_VARIANCE = (5e-5, 0.02)  # the same while its fraction is followed: the least, and the first batch's
@@ -32,7 +32,7 @@ _PHASE_GAIN = 0.3  # per batch, of the followed fraction
 _COHERENCE_MEMORY = 0.95  # per batch
 _COHERENT = (0.5, 0.7)  # fractions are not followed below, fully above
 _SCATTER_MEMORY = 0.98  # per batch, of the scatter between batches
-_CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 22 certain batches to be ready
+_CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 14 certain batches to be ready
 _HYSTERESIS = (0.05, 0.2)  # px beyond the half at which a whole-pixel correction changes: one s.d. in these bounds
 
 

@@ -20,14 +20,13 @@ def summarise(tasks, cells, arms, seeds, inits):
     """One row for each task, cell and arm with records, beside plain and oracle: values per seed, gap recovered."""
     rows = []
     for task in tasks:
-        spread = _seed_deviation(task, range(seeds))
         for cell in cells:
             of_cell = range(seeds if CELLS[cell].data_seed is None else inits)
             reference = {name: _records(task, cell, name, of_cell) for name in REFERENCES}
             for arm in arms:
                 if arm in REFERENCES:
                     continue
-                row = _row(task, cell, arm, _records(task, cell, arm, of_cell), reference, spread)
+                row = _row(task, cell, arm, _records(task, cell, arm, of_cell), reference)
                 if row:
                     rows.append(row)
     return rows
@@ -38,13 +37,7 @@ def _records(task, cell, arm, seeds):
     return {seed: record for seed, record in found.items() if record}
 
 
-def _seed_deviation(task, seeds):
-    """Standard deviation of the oracle over seeds, or None."""
-    scores = [record["score"] for record in _records(task, "M0", "plain", seeds).values()]
-    return float(np.std(scores, ddof=1)) if len(scores) > 1 else None
-
-
-def _row(task, cell, arm, records, reference, spread):
+def _row(task, cell, arm, records, reference):
     common = [seed for seed in records if all(seed in reference[name] for name in REFERENCES)]
     if not common:
         return None
@@ -72,8 +65,8 @@ def _row(task, cell, arm, records, reference, spread):
     if cell in {"M0", "M0n"}:
         row["minus_plain"] = [mine - theirs for mine, theirs in zip(row["score"], plain)]
         return row
-    gap = float(np.median(oracle) - np.median(plain))
-    row["no_gap"] = spread is not None and gap < 5 * spread
+    gaps = np.subtract(oracle, plain)
+    row["no_gap"] = bool(len(gaps) > 1 and np.median(gaps) < 5 * gaps.std(ddof=1))
     for name, mine in (
         ("gap_recovered", "score"),
         ("gap_recovered_moved_back", "score_moved_back"),

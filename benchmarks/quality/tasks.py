@@ -265,7 +265,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("T0", "synthetic stain", synthetic_stain, psnr, "dB", no_harm=0.1),
-        Task("T1", "tissue stain", tissue, psnr, "dB", no_harm=0.1, steps=1200),
+        Task("T1", "tissue stain", tissue, psnr, "dB", no_harm=0.1, filters=16, patches=1200, steps=1000),
         Task("T2", "human cells", human_cells, psnr, "dB", no_harm=0.1, steps=1200, **_REAL),
         Task("T2b", "endothelial cells", endothelial_cells, psnr, "dB", no_harm=0.1, steps=1200, **_REAL),
         Task("T3", "thin curves", synthetic_curves, dice, "points", **_CURVES, steps=1200),
