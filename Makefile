@@ -37,7 +37,8 @@ format: $(VENV)/.develop
 # QUALITY=gate measures the three gate tasks, for hours.
 QUALITY ?= quick
 bench-quality: $(VENV)/.package
-	$(BIN)/python -m benchmarks.quality $(QUALITY)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m benchmarks.quality $(QUALITY) --jobs 2
 
 bench-speed: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
