@@ -167,7 +167,11 @@ class ShiftInvariantLoss(_keras.Loss):
 
     @property
     def state(self):
-        """The variable that holds the drift filter, made on first use (see `tfalign.drift`)."""
+        """The variable that holds the drift filter, made on first use (see `tfalign.drift`).
+
+        `.keras` and `.weights.h5` files hold it, and so does the `BackupAndRestore` of Keras 3; with Keras 2 add it to
+        a `tf.train.Checkpoint(model=model, alignment=loss.state)`.
+        """
         if self._state is None:
             # Lifted out of any traced function; a strategy mirrors it, and each replica then assigns the same value.
             with tf.init_scope():
