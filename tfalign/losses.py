@@ -31,7 +31,7 @@ class _Search(NamedTuple):
             max_shift = checked if isinstance(max_shift, (list, tuple)) else checked[0]
         return cls(
             max_shift=max_shift,
-            similarity=_checks.choice("similarity", similarity, tuple(registration.SIMILARITIES)),
+            similarity=_checks.choice("similarity", similarity, registration.SIMILARITIES),
             subpixel=bool(subpixel),
             min_overlap=_checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0),
             min_confidence=_checks.number("min_confidence", min_confidence, at_least=0.0, at_most=1.0),
