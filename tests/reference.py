@@ -29,7 +29,7 @@ def entropy(counts):
 
 
 def information(fixed, moving, weights, similarity):
-    """A measure of the joint histograms of two lists of levels `(pixels, channels)`, entropies averaged over channels."""
+    """A measure of the joint histograms of two lists of levels `(pixels, channels)`, over channels their mean."""
     found = []
     for f, m in zip(fixed.T.astype(int), moving.T.astype(int)):
         joint = np.zeros((f.max() + 1, m.max() + 1))

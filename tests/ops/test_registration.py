@@ -195,6 +195,10 @@ def test_groups_of_channels_are_registered_apart(rng, run, measure):
     assert found.transform.shape == (1, 2, 3, 3)
     assert found.score.shape == found.confidence.shape == found.overlap.shape == (1, 2)
     assert found.score_map.shape == found.posterior_map.shape == (1, 2, 11, 11)
+    aligned, mask = found.warp(moving)
+    np.testing.assert_array_equal(mask, np.ones((1, 40, 40, 3)))
+    np.testing.assert_array_equal(aligned, fixed)
+    np.testing.assert_array_equal(found.inverse()[..., :2, 2], -found.translation)
 
 
 @pytest.mark.parametrize("groups", [[], [(0,)], [(0,), (0, 1)], [(0,), (1,), ()], [(0, 1, 2)]])

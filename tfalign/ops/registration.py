@@ -26,6 +26,8 @@ class Registration(NamedTuple):
         score_map: `(batch, *(2 * max_shift + 1))`, the score of every shift, index `max_shift` is no shift;
             -inf where the overlap is below `min_overlap`. None unless asked for.
         posterior_map: the same shape, sums to 1. None unless asked for.
+        channel_groups: `(channels,)` int32, which of the `groups` each channel belongs to. None without groups; with
+            them all the others but `fixed_shape` have an axis of groups after the batch.
     """
 
     transform: tf.Tensor
@@ -36,14 +38,30 @@ class Registration(NamedTuple):
     fixed_shape: tf.Tensor
     score_map: tf.Tensor | None = None
     posterior_map: tf.Tensor | None = None
+    channel_groups: tf.Tensor | None = None
 
     def warp(self, moving, *, interpolation="linear", fill_value=0.0):
-        """Lays `moving` on the fixed grid: `(aligned, mask)`, see `tfalign.warp`."""
+        """Lays `moving` on the fixed grid: `(aligned, mask)`, see `tfalign.warp`.
+
+        With `groups` each channel moves with its group, and the mask is `(batch, *output_shape, channels)`.
+        """
         static = tf.get_static_value(self.fixed_shape)
         shape = self.fixed_shape if static is None else [int(size) for size in static]
-        return resample.warp(
-            moving, self.transform, output_shape=shape, interpolation=interpolation, fill_value=fill_value
-        )
+        options = {"output_shape": shape, "interpolation": interpolation, "fill_value": fill_value}
+        if self.channel_groups is None:
+            return resample.warp(moving, self.transform, **options)
+        moving = tf.convert_to_tensor(moving)
+        rank = moving.shape.rank - 2
+        transforms = tf.gather(self.transform, self.channel_groups, axis=1)
+        channels_first = tf.transpose(moving, [0, rank + 1, *range(1, rank + 1)])
+        flat = tf.reshape(channels_first, tf.concat([[-1], tf.shape(moving)[1:-1], [1]], axis=0))
+        values, mask = resample.warp(flat, tf.reshape(transforms, [-1, rank + 1, rank + 1]), **options)
+
+        def channels_last(flat):
+            parts = tf.reshape(flat, tf.concat([tf.shape(channels_first)[:2], tf.stack(shape)], axis=0))
+            return tf.transpose(parts, [0, *range(2, rank + 2), 1])
+
+        return channels_last(values[..., 0]), channels_last(mask)
 
     def inverse(self):
         """The transforms `(batch, d+1, d+1)` the other way, moving -> fixed."""
@@ -72,13 +90,21 @@ def register(
 
     Args:
         fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
-        moving: the same rank and channels; may be larger or smaller; both grids share one centre.
+        moving: the same rank and channels; may be larger or smaller; both grids share one centre. A map of class
+            numbers (integers, one channel or none) is taken as one channel for each channel of `fixed`.
         max_shift: int >= 0, or one per spatial axis, pixels.
-        similarity: "ncc" (normalised cross-correlation; ignores gain and offset), "cc" (covariance), "mse" (minus the
-            mean squared difference), each over the overlap.
+        similarity: each over the overlap, higher is better. "ncc" (normalised cross-correlation; ignores gain and
+            offset), "cc" (covariance), "mse", "mae" (minus the mean squared or absolute difference), "cross_entropy"
+            (minus that of the label `moving` under the probabilities `fixed`; one channel: binary), "overlap" (soft
+            Dice of values in [0, 1]), "mi", "nmi", "joint_entropy" (mutual information, its normalised form, minus the
+            joint entropy, of levels of intensity: for pictures of another kind), "phase" (whitened correlation: sharp
+            on textures, unreliable on smooth pictures, and not normalised by the overlap).
         subpixel: refine the best shift by a parabola through its neighbours, at most half a pixel per axis.
-        fixed_mask, moving_mask: `(batch, *spatial)`, with or without a last axis of 1; 0 = the pixel does not count.
-            Non-finite pixels never count.
+        fixed_mask, moving_mask: `(batch, *spatial)`, with or without a last axis of 1; weights in [0, 1] (larger ones
+            count as 1), 0 = the pixel does not count. Non-finite pixels never count.
+        groups: lists of channels, as in `[(0,), (1, 2)]`: each is registered by itself, and all results but
+            `fixed_shape` gain an axis of groups after the batch.
+        pool: "batch" finds one shift for all samples, from the mean of their score maps.
         min_overlap: a shift counts when its overlap is at least this share of the largest overlap of any shift.
         return_map: also return `score_map` and `posterior_map`.
 
@@ -90,7 +116,7 @@ def register(
 
     Gradient: none through the choice; exact through the score.
     Source: Padfield (2012), doi:10.1109/TIP.2011.2181402, for masked sums by FFT; the window is computed alone, and
-        channels share one gain.
+        channels share one gain. Öfverstedt et al. (2022), doi:10.1016/j.patrec.2022.05.022, for joint histograms.
     """
     fixed = _checks.floating(fixed, "fixed")
     rank = _checks.spatial_rank("fixed", fixed)
@@ -114,14 +140,16 @@ def register(
     }
     if groups is None:
         return _registered(fixed, moving, fixed_mask, moving_mask, **options)
-    found = [
-        _registered(
-            tf.gather(fixed, group, axis=-1), tf.gather(moving, group, axis=-1), fixed_mask, moving_mask, **options
-        )
-        for group in _checked_groups(groups, fixed.shape[-1])
-    ]
+    found, lists = [], _checked_groups(groups, fixed.shape[-1])
+    for group in lists:
+        sides = [tf.gather(side, group, axis=-1) for side in (fixed, moving)]
+        found.append(_registered(*sides, fixed_mask, moving_mask, **options))
     stacked = [None if parts[0] is None else tf.stack(parts, axis=1) for parts in zip(*found)]
-    return Registration(*stacked)._replace(fixed_shape=found[0].fixed_shape)
+    of_channel = {channel: number for number, group in enumerate(lists) for channel in group}
+    return Registration(*stacked)._replace(
+        fixed_shape=found[0].fixed_shape,
+        channel_groups=tf.constant([of_channel[channel] for channel in sorted(of_channel)], tf.int32),
+    )
 
 
 def _registered(
