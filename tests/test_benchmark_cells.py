@@ -3,12 +3,54 @@
 import numpy as np
 import pytest
 import scipy.ndimage
+import tensorflow as tf
 
+import benchmarks.quality
 import tfalign
 from benchmarks.quality.cells import CELLS, patches
 from benchmarks.quality.tasks import Scene, Task, event_f1
+from tfalign import drift
 
 SIZES = {1: 400, 2: 220, 3: 112}
+
+
+PROBED_VERSION = 1
+PROBES = [0.0161322, 0.0161285, 0.0250027, 0.0161409]
+PROBES += [167, 46, 0.0428705, -0.0142906, 0.999594]
+PROBES += [167, 0, 0.0733169, 0.0638616, 0.999594]
+PROBES += [167, 53, -0.149889, -0.256481, 0.999594]
+
+
+def loss_probes():
+    """Numbers that change when what the loss does changes: losses of fixed data, and how the drift filter runs."""
+    rng = np.random.default_rng(0)
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal((4, 60, 60, 2)), (0, 2, 2, 0)).astype(np.float32)
+    prediction = field[:, 14:46, 14:46] + 0.02 * rng.standard_normal((4, 32, 32, 2)).astype(np.float32)
+    found = []
+    for label, options in (
+        (field[:, 7:49, 12:54], {}),
+        (field[:, 17:49, 12:44], {}),
+        (field[:, 7:49, 12:54], {"subpixel": True, "drift": [0.3, -0.4]}),
+        (np.where(field > 0.3, np.nan, field)[:, 7:49, 12:54], {"similarity": "mse"}),
+    ):
+        found.append(float(np.mean(tfalign.shift_invariant_loss(label, prediction, max_shift=6, **options))))
+    for scale, batch in ((0, 16), (5, 16), (5, 1)):
+        state, ready, corrected = drift.initial((8, 8)), 0.0, 0.0
+        for step in range(200):
+            shifts = np.round(rng.uniform(-scale, scale, (batch, 2))) + np.array([1.2, -0.4]) * np.exp(-step / 60)
+            confidence = np.full(batch, 1 - np.exp(-step / 15))
+            sums = drift.batch_sums(tf.constant(shifts, tf.float32), confidence, min_confidence=0.5)
+            state = drift.update(state, sums, warmup_steps="auto", subpixel=False)
+            ready, corrected = ready + float(state.ready[0]), corrected + float(tf.reduce_sum(state.correction))
+        found += [ready, corrected, *state.mean.numpy()[:2], state.coherence.numpy()[0]]
+    return found
+
+
+def test_the_loss_does_what_its_version_did():
+    assert benchmarks.quality.LOSS_VERSION == PROBED_VERSION
+    np.testing.assert_allclose(
+        loss_probes(), PROBES, rtol=1e-3, atol=1e-4, err_msg="count LOSS_VERSION up and measure again"
+    )
 
 
 def task(rank):

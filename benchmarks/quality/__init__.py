@@ -4,3 +4,5 @@ Gap recovered = (metric - plain) / (oracle - plain). A *task* is data, a network
 misalignment with the bounds that tfalign is given; an *arm* is a way to train. To add one, add one short function to
 `tasks.py`, `cells.py` or `arms.py`.
 """
+
+LOSS_VERSION = 1  # counts up when the loss does something else, and tfalign's arms are run again; a test notices

@@ -1,6 +1,5 @@
 """One run: train an arm of a cell of a task with a seed, score it, keep the record under the hash of what made it."""
 
-import ast
 import hashlib
 import json
 import time
@@ -13,6 +12,7 @@ import scipy.stats
 import tensorflow as tf
 
 import tfalign
+from benchmarks.quality import LOSS_VERSION
 from benchmarks.quality.arms import ARMS, REFERENCES
 from benchmarks.quality.cells import CELLS, patches
 from benchmarks.quality.tasks import TASKS, Scene
@@ -43,18 +43,6 @@ class Run(NamedTuple):
         return self
 
 
-def _loss_sources():
-    """A hash of the code behind the loss: when it changes, docstrings apart, tfalign's arms are run again."""
-    package = Path(tfalign.__file__).parent
-    names = ("_keras.py", "_pixel_loss.py", "drift.py", "losses.py")
-    trees = [ast.parse(path.read_text()) for path in (*map(package.joinpath, names), *sorted(package.glob("ops/*.py")))]
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-                node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256("".join(map(ast.unparse, trees)).encode()).hexdigest()[:12]
-
-
 def key(run):
     """Everything that the result of a run depends on."""
     task, cell, arm = TASKS[run.task], CELLS[run.cell], ARMS[run.arm]
@@ -73,7 +61,7 @@ def key(run):
     }
     described["settings"]["patch"] = cell.patch or task.patch
     if arm.uses_tfalign:
-        described.update(loss=cell.loss if run.arm != "bare" else {}, sources=_loss_sources())
+        described.update(loss=cell.loss if run.arm != "bare" else {}, loss_version=LOSS_VERSION)
     return described
 
 

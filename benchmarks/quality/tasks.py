@@ -43,6 +43,7 @@ class Task(NamedTuple):
     learning_rate: float = 2e-3
     rank: int = 2
     needs_data: bool = False
+    new_scenes: bool = False  # each seed draws its own scenes, so the spread over seeds is not that of training
     data_version: int = 2  # counts up when the scenes or patches change
 
 
@@ -264,15 +265,15 @@ _REAL = {"needs_data": True}
 TASKS = {
     task.name: task
     for task in (
-        Task("T0", "synthetic stain", synthetic_stain, psnr, "dB", no_harm=0.1),
+        Task("T0", "synthetic stain", synthetic_stain, psnr, "dB", no_harm=0.1, new_scenes=True),
         Task("T1", "tissue stain", tissue, psnr, "dB", no_harm=0.1, filters=16, patches=1200, steps=1000),
         Task("T2", "human cells", human_cells, psnr, "dB", no_harm=0.1, steps=1200, **_REAL),
         Task("T2b", "endothelial cells", endothelial_cells, psnr, "dB", no_harm=0.1, steps=1200, **_REAL),
-        Task("T3", "thin curves", synthetic_curves, dice, "points", **_CURVES, steps=1200),
+        Task("T3", "thin curves", synthetic_curves, dice, "points", **_CURVES, steps=1200, new_scenes=True),
         Task("T3b", "brain slices", brain_slices, dice, "points", **_CLASSES, steps=1200, **_REAL),
-        Task("T4", "spectral lines", synthetic_spectra, _spectra_f1, "points", **_SIGNAL),
+        Task("T4", "spectral lines", synthetic_spectra, _spectra_f1, "points", **_SIGNAL, new_scenes=True),
         Task("T4b", "heartbeats", heartbeats, _beats_f1, "points", **_SIGNAL, **_REAL),
-        Task("T5", "balls in volumes", synthetic_blobs, dice, "points", **_CURVES, **_VOLUME),
+        Task("T5", "balls in volumes", synthetic_blobs, dice, "points", **_CURVES, **_VOLUME, new_scenes=True),
         Task("T5b", "brain volume", brain_volume, dice, "points", **_CLASSES, **_VOLUME, **_REAL),
     )
 }
