@@ -6,44 +6,119 @@ import numpy as np
 
 
 def overlap_values(fixed, moving, fixed_mask, moving_mask, shift):
-    """Pairs of values `(pixels, channels)` where both sides are valid; one sample, `(*spatial, channels)`."""
-    pairs = []
+    """Pairs of values `(pixels, channels)` where both sides count, and their weights; one sample."""
+    pairs, weights = [], []
     for index in np.ndindex(*fixed.shape[:-1]):
         at = tuple(i + m // 2 - n // 2 + s for i, m, n, s in zip(index, moving.shape[:-1], fixed.shape[:-1], shift))
         if any(i < 0 or i >= m for i, m in zip(at, moving.shape[:-1])):
             continue
-        if fixed_mask[index] and moving_mask[at]:
+        weight = float(fixed_mask[index]) * float(moving_mask[at])
+        if weight > 0:
             pairs.append((fixed[index], moving[at]))
+            weights.append(weight)
     if not pairs:
-        return np.zeros((0, fixed.shape[-1])), np.zeros((0, fixed.shape[-1]))
+        return np.zeros((0, fixed.shape[-1])), np.zeros((0, fixed.shape[-1])), np.zeros(0)
     left, right = zip(*pairs)
-    return np.array(left, dtype=np.float64), np.array(right, dtype=np.float64)
+    return np.array(left, dtype=np.float64), np.array(right, dtype=np.float64), np.array(weights)
 
 
-def score(fixed, moving, similarity):
+def entropy(counts):
+    """Entropy of a histogram, nats."""
+    share = counts[counts > 0] / counts.sum()
+    return -np.sum(share * np.log(share))
+
+
+def information(fixed, moving, weights, similarity):
+    """A measure of the joint histograms of two lists of levels `(pixels, channels)`, over channels their mean."""
+    found = []
+    for f, m in zip(fixed.T.astype(int), moving.T.astype(int)):
+        joint = np.zeros((f.max() + 1, m.max() + 1))
+        for left, right, weight in zip(f, m, weights):
+            joint[left, right] += weight
+        found.append([entropy(joint), entropy(joint.sum(axis=1)), entropy(joint.sum(axis=0))])
+    both, left, right = np.mean(found, axis=0)
+    if similarity == "mi":
+        return left + right - both
+    if similarity == "nmi":
+        return (left + right) / both if both > 1e-6 else 1.0
+    return -both
+
+
+def score(fixed, moving, weights, similarity):
     """One similarity of paired values `(pixels, channels)`."""
+    if similarity in ("mi", "nmi", "joint_entropy"):
+        return information(fixed, moving, weights, similarity)
+    weights = weights[:, np.newaxis] / weights.sum()
+    channels = fixed.shape[-1]
     if similarity == "mse":
-        return -np.mean((fixed - moving) ** 2)
-    fixed, moving = fixed - fixed.mean(axis=0), moving - moving.mean(axis=0)
+        return -np.sum(weights * (fixed - moving) ** 2) / channels
+    if similarity == "mae":
+        return -np.sum(weights * np.abs(fixed - moving)) / channels
+    if similarity == "overlap":
+        return 2 * np.sum(weights * fixed * moving) / np.sum(weights * (fixed + moving))
+    if similarity == "cross_entropy":
+        p = np.clip(fixed, 1e-7, 1 - 1e-7)
+        if channels == 1:
+            return np.sum(weights * (moving * np.log(p) + (1 - moving) * np.log(1 - p)))
+        return np.sum(weights * moving * np.log(p))
+    fixed, moving = fixed - np.sum(weights * fixed, axis=0), moving - np.sum(weights * moving, axis=0)
     if similarity == "cc":
-        return np.mean(fixed * moving)
-    power = np.sum(fixed**2) * np.sum(moving**2)
-    return np.sum(fixed * moving) / np.sqrt(power) if power > 0 else 0.0
+        return np.sum(weights * fixed * moving) / channels
+    power = np.sum(weights * fixed**2) * np.sum(weights * moving**2)
+    return np.sum(weights * fixed * moving) / np.sqrt(power) if power > 0 else 0.0
 
 
-def score_map(fixed, moving, max_shift, similarity, fixed_mask=None, moving_mask=None, min_overlap=0.0):
+def levels_of(values, mask, levels):
+    """Numbers of equal steps between the ends of the valid values of each channel, or 3 s.d. from their mean."""
+    numbers = np.zeros(values.shape, int)
+    for channel in range(values.shape[-1]):
+        one = values[..., channel].astype(np.float64)
+        valid = one[mask > 0]
+        low = max(valid.min(), valid.mean() - 3 * valid.std())
+        high = min(valid.max(), valid.mean() + 3 * valid.std())
+        step = (high - low) / levels if high > low else 1.0
+        numbers[..., channel] = np.clip(np.floor((one - low) / step), 0, levels - 1)
+    return numbers
+
+
+def phase_map(fixed, moving, max_shift, fft_sizes):
+    """Phase correlation of one sample over the window, by whole transforms."""
+    spectra = []
+    for side, starts in ((fixed, [0] * len(max_shift)), (moving, max_shift)):
+        begin = [m // 2 - n // 2 - b for m, n, b in zip(side.shape[:-1], fixed.shape[:-1], starts)]
+        placed = np.zeros((*fft_sizes, side.shape[-1]))
+        centered = side - side.mean(axis=tuple(range(side.ndim - 1)))
+        for index in np.ndindex(*(n + 2 * b for n, b in zip(fixed.shape[:-1], starts))):
+            at = tuple(i + s for i, s in zip(index, begin))
+            if all(0 <= i < size for i, size in zip(at, side.shape[:-1])):
+                placed[index] = centered[at]
+        spectra.append(np.fft.fftn(placed, axes=range(len(max_shift))))
+    power = np.sum(np.conj(spectra[0]) * spectra[1], axis=-1)
+    magnitude = np.abs(power)
+    known = magnitude > 1e-6 * magnitude.max()
+    full = np.fft.ifftn(np.where(known, power / np.where(known, magnitude, 1.0), 0.0)).real
+    return full[tuple(slice(2 * bound + 1) for bound in max_shift)]
+
+
+def score_map(fixed, moving, max_shift, similarity, fixed_mask=None, moving_mask=None, min_overlap=0.0, levels=8):
     """Scores of one sample at every shift, `(*(2 * max_shift + 1))`; -inf where the overlap is too small."""
     fixed_mask = np.ones(fixed.shape[:-1]) if fixed_mask is None else fixed_mask
     moving_mask = np.ones(moving.shape[:-1]) if moving_mask is None else moving_mask
+    if similarity in ("mi", "nmi", "joint_entropy"):
+        read = np.zeros(moving.shape[:-1])  # what any shift of the window reads
+        starts = [m // 2 - n // 2 - b for m, n, b in zip(read.shape, fixed.shape[:-1], max_shift)]
+        ends = [start + n + 2 * b for start, n, b in zip(starts, fixed.shape[:-1], max_shift)]
+        read[tuple(slice(max(start, 0), end) for start, end in zip(starts, ends))] = 1
+        fixed, moving = levels_of(fixed, fixed_mask, levels), levels_of(moving, moving_mask * read, levels)
     window = [2 * bound + 1 for bound in max_shift]
     scores, counts = np.full(window, -np.inf), np.zeros(window)
     for index in itertools.product(*(range(length) for length in window)):
         shift = [i - bound for i, bound in zip(index, max_shift)]
-        left, right = overlap_values(fixed, moving, fixed_mask, moving_mask, shift)
-        counts[index] = len(left)
+        left, right, weights = overlap_values(fixed, moving, fixed_mask, moving_mask, shift)
+        counts[index] = weights.sum()
         if len(left):
-            scores[index] = score(left, right, similarity)
-    scores[counts < max(min_overlap * counts.max(), 1)] = -np.inf
+            scores[index] = score(left, right, weights, similarity)
+    scores[counts < max(min_overlap * counts.max(), 0.5)] = -np.inf
     return scores
 
 
@@ -82,5 +157,5 @@ def aligned_loss(label, prediction, max_shift, similarity, pixel_loss, drift=0):
     best = np.unravel_index(np.argmax(scores), scores.shape)
     shift = [i - bound - drift for i, bound in zip(best, max_shift)]
     ones = np.ones(prediction.shape[:-1]), np.ones(label.shape[:-1])
-    left, right = overlap_values(prediction, label, *ones, shift)
+    left, right, _ = overlap_values(prediction, label, *ones, shift)
     return np.mean(pixel_loss(right, left))

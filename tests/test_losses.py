@@ -47,6 +47,16 @@ def test_a_perfect_but_moved_label_costs_nothing(rng, run):
     assert np.min(np.abs(label[:, 3:-3, 3:-3] - prediction).mean(axis=(1, 2, 3))) > 0.1
 
 
+@pytest.mark.parametrize("similarity", ["mae", "mi", "nmi", "joint_entropy", "phase", "overlap", "cross_entropy"])
+def test_every_similarity_finds_a_moved_label(rng, run, similarity):
+    classes = (rng.random((3, 30, 30, 1)) > 0.5).astype(np.float32)
+    label, prediction = classes, np.roll(classes, (-2, 1), axis=(1, 2))[:, 3:27, 3:27] * 0.98 + 0.01
+    loss = run(
+        lambda a, b: tfalign.shift_invariant_loss(a, b, "mae", max_shift=3, similarity=similarity), label, prediction
+    )
+    np.testing.assert_allclose(loss, np.full(3, 0.01), atol=1e-6)
+
+
 def test_the_given_drift_is_taken_out(rng):
     label, prediction = shifted_pair(rng)
     loss = tfalign.shift_invariant_loss(label, prediction, max_shift=3, drift=(1.0, 0.0))

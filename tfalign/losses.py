@@ -31,7 +31,7 @@ class _Search(NamedTuple):
             max_shift = checked if isinstance(max_shift, (list, tuple)) else checked[0]
         return cls(
             max_shift=max_shift,
-            similarity=_checks.choice("similarity", similarity, tuple(registration.SIMILARITIES)),
+            similarity=_checks.choice("similarity", similarity, registration.SIMILARITIES),
             subpixel=bool(subpixel),
             min_overlap=_checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0),
             min_confidence=_checks.number("min_confidence", min_confidence, at_least=0.0, at_most=1.0),
@@ -60,7 +60,7 @@ def shift_invariant_loss(
         y_pred: predictions `(batch, *spatial, channels)`.
         base: see `ShiftInvariantLoss`, as the other options.
         max_shift: pixels, one number or one per axis.
-        similarity: "ncc", "cc" or "mse".
+        similarity: any of `tfalign.register`.
         subpixel: move labels by fractions of a pixel too.
         min_overlap: see `tfalign.register`.
         min_confidence: a label known less well than this stays where it is.
@@ -111,7 +111,7 @@ class ShiftInvariantLoss(_keras.Loss):
             A callable must be registered with Keras to be saved.
         max_shift: int >= 0, or one per spatial axis, pixels. By default 8, or less on an axis that would leave less
             overlap.
-        similarity: how prediction and label are compared: "ncc" (gain and offset free), "cc" (covariance) or "mse".
+        similarity: how prediction and label are compared, any of `tfalign.register`.
         subpixel: move labels by fractions of a pixel too; interpolation blurs a label a little.
         center: take the drift out. Without it the network may settle beside its input.
         min_overlap: a shift counts when its overlap is at least this share of the largest.

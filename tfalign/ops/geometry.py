@@ -38,8 +38,8 @@ def from_translation(translation):
 
 
 def translation_of(transform):
-    """The shift `(batch, d)`, in pixels, that `transform` `(batch, d+1, d+1)` gives the fixed grid's centre."""
-    return transform[:, :-1, -1]
+    """The shift `(..., d)`, in pixels, that `transform` `(..., d+1, d+1)` gives the fixed grid's centre."""
+    return transform[..., :-1, -1]
 
 
 def compose(outer, inner):
@@ -53,10 +53,10 @@ def invert(transform):
     Raises:
         tf.errors.InvalidArgumentError: a linear part is singular (eager and graph; under XLA the result is not finite).
     """
-    linear_inverse = tf.linalg.inv(transform[:, :-1, :-1])
+    linear_inverse = tf.linalg.inv(transform[..., :-1, :-1])
     shift = -tf.linalg.matvec(linear_inverse, translation_of(transform))
-    top = tf.concat([linear_inverse, shift[:, :, tf.newaxis]], axis=-1)
-    return tf.concat([top, transform[:, -1:, :]], axis=1)
+    top = tf.concat([linear_inverse, shift[..., tf.newaxis]], axis=-1)
+    return tf.concat([top, transform[..., -1:, :]], axis=-2)
 
 
 def apply_to_points(transform, points):

@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from tfalign import _checks
 from tfalign.ops import geometry, resample
-from tfalign.ops.similarity import cc_map, has_texture, mse_map, ncc_map, overlap_sums
+from tfalign.ops.similarity.measures import MEASURES
+from tfalign.ops.similarity.sums import Grids, has_texture, overlap_sums
 
-SIMILARITIES = {"ncc": ncc_map, "cc": cc_map, "mse": mse_map}
+SIMILARITIES = tuple(MEASURES)
 
 
 class Registration(NamedTuple):
@@ -25,6 +26,8 @@ class Registration(NamedTuple):
         score_map: `(batch, *(2 * max_shift + 1))`, the score of every shift, index `max_shift` is no shift;
             -inf where the overlap is below `min_overlap`. None unless asked for.
         posterior_map: the same shape, sums to 1. None unless asked for.
+        channel_groups: `(channels,)` int32, which of the `groups` each channel belongs to. None without groups; with
+            them all the others but `fixed_shape` have an axis of groups after the batch.
     """
 
     transform: tf.Tensor
@@ -35,14 +38,30 @@ class Registration(NamedTuple):
     fixed_shape: tf.Tensor
     score_map: tf.Tensor | None = None
     posterior_map: tf.Tensor | None = None
+    channel_groups: tf.Tensor | None = None
 
     def warp(self, moving, *, interpolation="linear", fill_value=0.0):
-        """Lays `moving` on the fixed grid: `(aligned, mask)`, see `tfalign.warp`."""
+        """Lays `moving` on the fixed grid: `(aligned, mask)`, see `tfalign.warp`.
+
+        With `groups` each channel moves with its group, and the mask is `(batch, *output_shape, channels)`.
+        """
         static = tf.get_static_value(self.fixed_shape)
         shape = self.fixed_shape if static is None else [int(size) for size in static]
-        return resample.warp(
-            moving, self.transform, output_shape=shape, interpolation=interpolation, fill_value=fill_value
-        )
+        options = {"output_shape": shape, "interpolation": interpolation, "fill_value": fill_value}
+        if self.channel_groups is None:
+            return resample.warp(moving, self.transform, **options)
+        moving = tf.convert_to_tensor(moving)
+        rank = moving.shape.rank - 2
+        transforms = tf.gather(self.transform, self.channel_groups, axis=1)
+        channels_first = tf.transpose(moving, [0, rank + 1, *range(1, rank + 1)])
+        flat = tf.reshape(channels_first, tf.concat([[-1], tf.shape(moving)[1:-1], [1]], axis=0))
+        values, mask = resample.warp(flat, tf.reshape(transforms, [-1, rank + 1, rank + 1]), **options)
+
+        def channels_last(flat):
+            parts = tf.reshape(flat, tf.concat([tf.shape(channels_first)[:2], tf.stack(shape)], axis=0))
+            return tf.transpose(parts, [0, *range(2, rank + 2), 1])
+
+        return channels_last(values[..., 0]), channels_last(mask)
 
     def inverse(self):
         """The transforms `(batch, d+1, d+1)` the other way, moving -> fixed."""
@@ -58,6 +77,8 @@ def register(
     subpixel=True,
     fixed_mask=None,
     moving_mask=None,
+    groups=None,
+    pool=None,
     min_overlap=0.5,
     return_map=False,
 ):
@@ -69,13 +90,21 @@ def register(
 
     Args:
         fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
-        moving: the same rank and channels; may be larger or smaller; both grids share one centre.
+        moving: the same rank and channels; may be larger or smaller; both grids share one centre. A map of class
+            numbers (integers, one channel or none) is taken as one channel for each channel of `fixed`.
         max_shift: int >= 0, or one per spatial axis, pixels.
-        similarity: "ncc" (normalised cross-correlation; ignores gain and offset), "cc" (covariance), "mse" (minus the
-            mean squared difference), each over the overlap.
+        similarity: each over the overlap, higher is better. "ncc" (normalised cross-correlation; ignores gain and
+            offset), "cc" (covariance), "mse", "mae" (minus the mean squared or absolute difference), "cross_entropy"
+            (minus that of the label `moving` under the probabilities `fixed`; one channel: binary), "overlap" (soft
+            Dice of values in [0, 1]), "mi", "nmi", "joint_entropy" (mutual information, its normalised form, minus the
+            joint entropy, of levels of intensity: for pictures of another kind), "phase" (whitened correlation: sharp
+            on textures, unreliable on smooth pictures, and not normalised by the overlap).
         subpixel: refine the best shift by a parabola through its neighbours, at most half a pixel per axis.
-        fixed_mask, moving_mask: `(batch, *spatial)`, with or without a last axis of 1; 0 = the pixel does not count.
-            Non-finite pixels never count.
+        fixed_mask, moving_mask: `(batch, *spatial)`, with or without a last axis of 1; weights in [0, 1] (larger ones
+            count as 1), 0 = the pixel does not count. Non-finite pixels never count.
+        groups: lists of channels, as in `[(0,), (1, 2)]`: each is registered by itself, and all results but
+            `fixed_shape` gain an axis of groups after the batch.
+        pool: "batch" finds one shift for all samples, from the mean of their score maps.
         min_overlap: a shift counts when its overlap is at least this share of the largest overlap of any shift.
         return_map: also return `score_map` and `posterior_map`.
 
@@ -87,48 +116,118 @@ def register(
 
     Gradient: none through the choice; exact through the score.
     Source: Padfield (2012), doi:10.1109/TIP.2011.2181402, for masked sums by FFT; the window is computed alone, and
-        channels share one gain.
+        channels share one gain. Öfverstedt et al. (2022), doi:10.1016/j.patrec.2022.05.022, for joint histograms.
     """
-    fixed, moving = _checks.floating(fixed, "fixed"), _checks.floating(moving, "moving")
+    fixed = _checks.floating(fixed, "fixed")
     rank = _checks.spatial_rank("fixed", fixed)
+    moving = _checks.floating(one_hot_classes(moving, fixed), "moving")
     fixed, moving = _same_kind(fixed, moving)
     max_shift = _checks.pixels_per_axis("max_shift", max_shift, rank)
-    _checks.choice("similarity", similarity, tuple(SIMILARITIES))
+    _checks.choice("similarity", similarity, SIMILARITIES)
+    _checks.choice("pool", pool, (None, "batch"))
     min_overlap = _checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0)
     fixed, fixed_mask = valid_pixels(fixed, fixed_mask, "fixed")
     moving, moving_mask = valid_pixels(moving, moving_mask, "moving")
     _check_overlap(fixed, moving, max_shift, min_overlap)
 
-    sums = overlap_sums(fixed, moving, fixed_mask, moving_mask, max_shift=max_shift)
-    enough = sums.count[:, 0] >= tf.maximum(min_overlap * _max_over_window(sums.count[:, 0]), 1.0)
-    channels = fixed.shape[-1]
-    score_map = tf.where(enough, SIMILARITIES[similarity](sums, channels)[:, 0], -np.inf)
-    fit_map = score_map if similarity in ("ncc", "mse") else tf.where(enough, ncc_map(sums, channels)[:, 0], -np.inf)
+    options = {
+        "max_shift": max_shift,
+        "similarity": similarity,
+        "subpixel": subpixel,
+        "pool": pool,
+        "min_overlap": min_overlap,
+        "return_map": return_map,
+    }
+    if groups is None:
+        return _registered(fixed, moving, fixed_mask, moving_mask, **options)
+    found, lists = [], _checked_groups(groups, fixed.shape[-1])
+    for group in lists:
+        sides = [tf.gather(side, group, axis=-1) for side in (fixed, moving)]
+        found.append(_registered(*sides, fixed_mask, moving_mask, **options))
+    stacked = [None if parts[0] is None else tf.stack(parts, axis=1) for parts in zip(*found)]
+    of_channel = {channel: number for number, group in enumerate(lists) for channel in group}
+    return Registration(*stacked)._replace(
+        fixed_shape=found[0].fixed_shape,
+        channel_groups=tf.constant([of_channel[channel] for channel in sorted(of_channel)], tf.int32),
+    )
 
-    window = score_map.shape[1:].as_list()
+
+def _registered(
+    fixed, moving, fixed_mask, moving_mask, *, max_shift, similarity, subpixel, pool, min_overlap, return_map
+):
+    """One transform for all channels, of checked arguments."""
+    grids = Grids.windowed(fixed, moving, fixed_mask, moving_mask, max_shift)
+    sums = overlap_sums(grids)
+    count = sums.count[:, 0]
+    measure = MEASURES[similarity]
+    # A little less than the share: the sums of graded weights are rounded.
+    enough = (count >= 0.9999 * min_overlap * _max_over_window(count)) & (count > 0.5)
+    scores = measure.score_map(grids, sums)[:, 0]
+    fit = scores if measure.log_likelihood else MEASURES["ncc"].score_map(grids, sums)[:, 0]
+    log_likelihood = measure.log_likelihood or MEASURES["ncc"].log_likelihood
+
+    window = scores.shape[1:].as_list()
     size = int(np.prod(window))
-    scores = tf.reshape(score_map, [-1, size])
-    scores = tf.where(has_texture(sums)[:, tf.newaxis] | tf.math.is_inf(scores), scores, 0.0)
+    scores, fit, enough, count = (tf.reshape(one, [-1, size]) for one in (scores, fit, enough, count))
+    textured = has_texture(sums)
+    if pool == "batch":
+        # Samples without texture say nothing; a shift counts where it counts for every other sample.
+        enough = tf.reduce_all(enough | ~textured[:, tf.newaxis], axis=0, keepdims=True) & enough
+    flat = tf.where(textured[:, tf.newaxis], scores, 0.0)
+    scores = tf.where(enough, _pooled(flat, textured) if pool == "batch" else flat, -np.inf)
     best, is_known = _best_index(scores, window)
     shift = tf.gather(_window_shifts(max_shift, fixed.dtype), best)
     score = tf.gather(scores, best, batch_dims=1)
-    overlap = tf.gather(tf.reshape(sums.count, [-1, size]), best, batch_dims=1)
 
     effective = _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift)
-    posterior = _posterior(tf.reshape(fit_map, [-1, size]), effective, signed=similarity != "mse")
+    evidence = effective[:, tf.newaxis] * log_likelihood(tf.where(enough, fit, tf.reduce_min(fit)))
+    if pool == "batch":
+        evidence = tf.reduce_sum(tf.where(textured[:, tf.newaxis], evidence, 0.0), axis=0) + tf.zeros_like(evidence)
+    posterior = tf.stop_gradient(tf.nn.softmax(tf.where(enough, evidence, evidence.dtype.min), axis=-1))
     confidence = tf.where(is_known, _mass_within_one_pixel(posterior, shift, max_shift), 0.0)
-    translation = shift + _parabola_offset(scores, best, window) if subpixel else shift
-    translation = tf.stop_gradient(translation)
+    translation = tf.stop_gradient(shift + _parabola_offset(scores, best, window) if subpixel else shift)
     return Registration(
         transform=geometry.from_translation(translation),
         translation=translation,
         score=tf.where(tf.math.is_finite(score), score, 0.0),
         confidence=tf.stop_gradient(confidence),
-        overlap=overlap / tf.cast(tf.reduce_prod(geometry.spatial_shape(fixed)), fixed.dtype),
+        overlap=tf.gather(count, best, batch_dims=1)
+        / tf.cast(tf.reduce_prod(geometry.spatial_shape(fixed)), fixed.dtype),
         fixed_shape=tf.stack(geometry.spatial_shape(fixed)),
-        score_map=score_map if return_map else None,
+        score_map=tf.reshape(scores, [-1, *window]) if return_map else None,
         posterior_map=tf.reshape(posterior, [-1, *window]) if return_map else None,
     )
+
+
+def _pooled(scores, textured):
+    """The mean over the samples that have texture, for every sample."""
+    weight = tf.cast(textured, scores.dtype)[:, tf.newaxis]
+    mean = tf.math.divide_no_nan(tf.reduce_sum(scores * weight, axis=0), tf.reduce_sum(weight, axis=0))
+    return mean + tf.zeros_like(scores)
+
+
+def _checked_groups(groups, channels):
+    """`groups` as lists of channels, each channel in one."""
+    lists = [[group] if isinstance(group, int) else list(group) for group in groups]
+    if not lists or sorted(channel for group in lists for channel in group) != list(range(channels)) or not all(lists):
+        raise ValueError(
+            _checks.message(
+                "`groups` must name each channel once, as in [(0,), (1, 2)].", {"groups": groups, "channels": channels}
+            )
+        )
+    return lists
+
+
+def one_hot_classes(moving, fixed):
+    """A moving map of class numbers, integers in one channel, as one channel for each channel of `fixed`."""
+    moving = tf.convert_to_tensor(moving)
+    classes = fixed.shape[-1]
+    is_map = moving.dtype.is_integer and classes is not None and classes > 1
+    if is_map and moving.shape.rank == fixed.shape.rank and moving.shape[-1] == 1:
+        moving = moving[..., 0]
+    if not is_map or moving.shape.rank != fixed.shape.rank - 1:
+        return moving
+    return tf.one_hot(moving, classes, dtype=fixed.dtype)
 
 
 def _same_kind(fixed, moving):
@@ -169,7 +268,8 @@ def valid_pixels(values, mask, name):
                     {f"{name}_mask.shape": _checks.shape_of(mask), f"{name}.shape": _checks.shape_of(values)},
                 )
             )
-        counts = tf.where(mask > 0, counts, 0.0)
+        mask = tf.cast(mask, values.dtype)
+        counts *= tf.clip_by_value(tf.where(tf.math.is_finite(mask), mask, 0.0), 0.0, 1.0)
     return tf.where(finite, values, 0.0), counts
 
 
@@ -265,21 +365,6 @@ def _lag_one(values, axis):
     others = list(range(1, values.shape.rank))
     energy = tf.reduce_sum(tf.square(values), axis=others)
     return tf.clip_by_value(tf.math.divide_no_nan(tf.reduce_sum(first * second, axis=others), energy), 0.0, 0.999)
-
-
-def _posterior(fit, effective, signed):
-    """Posterior over the window's shifts, `(batch, shifts)`, each shift as likely beforehand.
-
-    Gaussian residuals of unknown variance: p ~ (residual variance) ^ (-effective / 2). The variance is 1 - ncc^2 where
-    gain and offset are free (`signed`), else minus the score.
-    """
-    finite = tf.math.is_finite(fit)
-    unexplained = (
-        1.0 - tf.square(tf.maximum(tf.where(finite, fit, 0.0), 0.0)) if signed else -tf.where(finite, fit, 0.0)
-    )
-    floor = 1e-6 * tf.maximum(tf.reduce_max(unexplained, axis=-1, keepdims=True), 1e-30)
-    log_likelihood = -0.5 * effective[:, tf.newaxis] * tf.math.log(tf.maximum(unexplained, floor))
-    return tf.nn.softmax(tf.where(finite, log_likelihood, log_likelihood.dtype.min), axis=-1)
 
 
 def _mass_within_one_pixel(posterior, shift, max_shift):

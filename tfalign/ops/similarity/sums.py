@@ -1,0 +1,192 @@
+"""Sums over the overlap of two grids at every shift of a window: what most measures are made of.
+
+Each sum is a correlation of values, squares or weights (Padfield, "Masked object registration in the Fourier domain",
+IEEE TIP 21(5), 2012, doi:10.1109/TIP.2011.2181402).
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfalign.ops import geometry, resample, spectral
+
+
+class Grids(NamedTuple):
+    """Two grids to compare, ready for a window of shifts: the moving one is cut or padded to what the window reads.
+
+    `(batch, *spatial, channels)` finite values and `(batch, *spatial, 1)` weights in [0, 1], 0 where there is nothing.
+    """
+
+    fixed: tf.Tensor
+    moving: tf.Tensor
+    fixed_mask: tf.Tensor
+    moving_mask: tf.Tensor
+    all_valid: tf.Tensor  # whether every weight is 1, padding aside
+    moving_shape: tuple  # before it was cut or padded
+    max_shift: tuple[int, ...]
+
+    @classmethod
+    def windowed(cls, fixed, moving, fixed_mask, moving_mask, max_shift):
+        """The grids of a registration; sizes of `fixed` and `moving` may differ."""
+        window = [size + 2 * bound for size, bound in zip(geometry.spatial_shape(fixed), max_shift)]
+        return cls(
+            fixed=fixed,
+            moving=resample.crop_or_pad(moving, window),
+            fixed_mask=fixed_mask,
+            moving_mask=resample.crop_or_pad(moving_mask, window),
+            all_valid=tf.reduce_all(fixed_mask >= 1) & tf.reduce_all(moving_mask >= 1),
+            moving_shape=tuple(geometry.spatial_shape(moving)),
+            max_shift=tuple(max_shift),
+        )
+
+    @property
+    def shape(self):
+        """Sizes of the fixed grid."""
+        return geometry.spatial_shape(self.fixed)
+
+    @property
+    def fft_sizes(self):
+        """Sizes of the transforms whose wrap stays outside the window."""
+        return [spectral.fast_size(size) for size in geometry.spatial_shape(self.moving)]
+
+
+class OverlapSums(NamedTuple):
+    """Weighted sums over the overlap at every shift, `(batch, channels or 1, *window)`, of centred values."""
+
+    count: tf.Tensor  # (batch, 1, *window), product of the weights: pixels valid on both sides
+    fixed: tf.Tensor  # (batch, channels, *window)
+    moving: tf.Tensor  # (batch, channels, *window)
+    fixed_squared: tf.Tensor  # (batch, 1, *window), summed over channels
+    moving_squared: tf.Tensor  # (batch, 1, *window), summed over channels
+    product: tf.Tensor  # (batch, 1, *window), summed over channels
+    fixed_center: tf.Tensor  # (batch, channels, 1, …), what centring took from fixed
+    moving_center: tf.Tensor  # the same of moving
+
+
+def overlap_sums(grids):
+    """The sums of a pair of `Grids`."""
+    # Large common offsets would cost digits.
+    fixed, fixed_center = _centered(grids.fixed, grids.fixed_mask)
+    moving, moving_center = _centered(grids.moving, grids.moving_mask)
+    weighted = fixed * grids.fixed_mask, moving * grids.moving_mask
+    spectra = [spectral.spectrum(side, grids.fft_sizes) for side in weighted]
+    # Only the sum over channels is wanted: taken in frequencies, one inverse FFT serves all channels.
+    product = spectral.inverse_window(
+        over_channels(tf.math.conj(spectra[0]) * spectra[1]), grids.fft_sizes, grids.max_shift
+    )
+
+    def from_boxes():
+        return _box_sums(fixed, moving, grids)
+
+    def from_masks():
+        return _masked_sums(fixed, moving, grids, spectra)
+
+    single = tf.cond(grids.all_valid, from_boxes, from_masks)
+    last = fixed.shape.rank - 1
+    centers = [tf.transpose(center, [0, last, *range(1, last)]) for center in (fixed_center, moving_center)]
+    return OverlapSums(*single, product, *centers)
+
+
+def _box_sums(fixed, moving, grids):
+    """All sums but the product where every pixel is valid: the overlap is a box, summed axis by axis.
+
+    In float64: a GPU would round the factors of a float32 matrix product to ten bits.
+    """
+    shape = grids.shape
+    fixed_sums, moving_sums = (_with_squares(tf.cast(side, tf.float64)) for side in (fixed, moving))
+    count = tf.ones([1] * (len(shape) + 2), tf.float64)
+    for axis, (size, moving_size, bound) in enumerate(zip(shape, grids.moving_shape, grids.max_shift), start=1):
+        shift = tf.range(-bound, bound + 1)[:, tf.newaxis]
+        counterpart = tf.range(size) + geometry.center_offset(size, moving_size) + shift
+        met_by_fixed = tf.cast((counterpart >= 0) & (counterpart < moving_size), tf.float64)
+        inside = tf.range(size + 2 * bound) - bound - shift
+        met_by_moving = tf.cast((inside >= 0) & (inside < size), tf.float64)
+        fixed_sums = _along(fixed_sums, met_by_fixed, axis)
+        moving_sums = _along(moving_sums, met_by_moving, axis)
+        count = _along(tf.repeat(count, size, axis=axis), met_by_fixed, axis)
+    channels = fixed.shape[-1]
+    count = tf.broadcast_to(count, tf.concat([tf.shape(fixed_sums)[:-1], [1]], axis=0))
+    last = fixed.shape.rank - 1
+    found = [count, fixed_sums[..., :channels], moving_sums[..., :channels]]
+    found += [fixed_sums[..., channels:], moving_sums[..., channels:]]
+    return [tf.cast(tf.transpose(part, [0, last, *range(1, last)]), fixed.dtype) for part in found]
+
+
+def _along(values, indicator, axis):
+    """Sums over one axis with each row of `indicator` `(shifts, size)`: that axis becomes the shifts."""
+    shape = tf.shape(values)
+    rows = tf.reshape(values, [tf.reduce_prod(shape[:axis]), shape[axis], tf.reduce_prod(shape[axis + 1 :])])
+    summed = tf.linalg.matmul(indicator, rows)
+    out = tf.reshape(summed, tf.concat([shape[:axis], [indicator.shape[0]], shape[axis + 1 :]], axis=0))
+    static = values.shape.as_list()
+    static[axis] = indicator.shape[0]
+    out.set_shape(static)
+    return out
+
+
+def _masked_sums(fixed, moving, grids, spectra):
+    """All sums but the product for any masks, by correlation."""
+    fixed_values, moving_values = spectra
+    masks = grids.fixed_mask, grids.moving_mask
+    (fixed_squares, fixed_ones), (moving_squares, moving_ones) = (
+        tf.split(spectral.spectrum(tf.concat([_squares(side) * mask, mask], axis=-1), grids.fft_sizes), 2, axis=1)
+        for side, mask in zip((fixed, moving), masks)
+    )
+    products = [
+        tf.math.conj(fixed_ones) * moving_ones,
+        tf.math.conj(fixed_values) * moving_ones,
+        tf.math.conj(fixed_ones) * moving_values,
+        tf.math.conj(fixed_squares) * moving_ones,
+        tf.math.conj(fixed_ones) * moving_squares,
+    ]
+    windows = spectral.inverse_window(tf.concat(products, axis=1), grids.fft_sizes, grids.max_shift)
+    channels = fixed.shape[-1]
+    count, *sums = tf.split(windows, [1, channels, channels, 1, 1], axis=1)
+    return [exact_counts(count, *masks), *sums]
+
+
+def exact_counts(counts, *masks):
+    """Correlations of weights without the rounding of the FFT: whole numbers where all weights are 0 or 1."""
+    is_binary = tf.reduce_all([tf.reduce_all((mask <= 0) | (mask >= 1)) for mask in masks])
+    return tf.where(is_binary, tf.round(counts), tf.maximum(counts, 0.0))
+
+
+def _squares(values):
+    return tf.reduce_sum(tf.square(values), axis=-1, keepdims=True)
+
+
+def _with_squares(values):
+    return tf.concat([values, _squares(values)], axis=-1)
+
+
+def _centered(values, mask):
+    """Values minus their weighted mean, 0 where nothing counts, and the mean `(batch, 1, …, channels)`.
+
+    The largest value is taken out first, so that what is left of a constant is exactly 0.
+    """
+    axes = list(range(1, values.shape.rank - 1))
+    largest = tf.reduce_max(tf.where(mask > 0, values, values.dtype.min), axis=axes, keepdims=True)
+    largest = tf.where(largest > values.dtype.min, largest, 0.0)
+    values = tf.where(mask > 0, values - largest, 0.0)
+    mean = tf.math.divide_no_nan(
+        tf.reduce_sum(values * mask, axis=axes, keepdims=True), tf.reduce_sum(mask, axis=axes, keepdims=True)
+    )
+    return tf.where(mask > 0, values - mean, 0.0), mean + largest
+
+
+def over_channels(values):
+    """The sum over channels, `(batch, 1, *window)`."""
+    return tf.reduce_sum(values, axis=1, keepdims=True)
+
+
+def raw_product(sums):
+    """`sum(fixed * moving)` of the values as they were, over the overlap and the channels, `(batch, 1, *window)`."""
+    return sums.product + over_channels(
+        sums.fixed_center * sums.moving + sums.moving_center * (sums.fixed + sums.fixed_center * sums.count)
+    )
+
+
+def has_texture(sums):
+    """Whether both sides vary at all over their valid pixels, `(batch,)`: a constant cannot be registered."""
+    axes = list(range(1, sums.count.shape.rank))
+    return (tf.reduce_max(sums.fixed_squared, axis=axes) > 0) & (tf.reduce_max(sums.moving_squared, axis=axes) > 0)
