@@ -295,7 +295,7 @@ class _OneOutput:
     """
 
     def __init__(self):
-        self._first = weakref.WeakKeyDictionary()
+        self._first: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def __deepcopy__(self, memo):
         return _OneOutput()

@@ -142,8 +142,8 @@ def register(
         return _registered(fixed, moving, fixed_mask, moving_mask, **options)
     found, lists = [], _checked_groups(groups, fixed.shape[-1])
     for group in lists:
-        sides = [tf.gather(side, group, axis=-1) for side in (fixed, moving)]
-        found.append(_registered(*sides, fixed_mask, moving_mask, **options))
+        left, right = (tf.gather(side, group, axis=-1) for side in (fixed, moving))
+        found.append(_registered(left, right, fixed_mask, moving_mask, **options))
     stacked = [None if parts[0] is None else tf.stack(parts, axis=1) for parts in zip(*found)]
     of_channel = {channel: number for number, group in enumerate(lists) for channel in group}
     return Registration(*stacked)._replace(
@@ -163,8 +163,7 @@ def _registered(
     # A little less than the share: the sums of graded weights are rounded.
     enough = (count >= 0.9999 * min_overlap * _max_over_window(count)) & (count > 0.5)
     scores = measure.score_map(grids, sums)[:, 0]
-    fit = scores if measure.log_likelihood else MEASURES["ncc"].score_map(grids, sums)[:, 0]
-    log_likelihood = measure.log_likelihood or MEASURES["ncc"].log_likelihood
+    fit = scores if measure.evidence_map is measure.score_map else measure.evidence_map(grids, sums)[:, 0]
 
     window = scores.shape[1:].as_list()
     size = int(np.prod(window))
@@ -180,7 +179,7 @@ def _registered(
     score = tf.gather(scores, best, batch_dims=1)
 
     effective = _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift)
-    evidence = effective[:, tf.newaxis] * log_likelihood(tf.where(enough, fit, tf.reduce_min(fit)))
+    evidence = effective[:, tf.newaxis] * measure.log_likelihood(tf.where(enough, fit, tf.reduce_min(fit)))
     if pool == "batch":
         evidence = tf.reduce_sum(tf.where(textured[:, tf.newaxis], evidence, 0.0), axis=0) + tf.zeros_like(evidence)
     posterior = tf.stop_gradient(tf.nn.softmax(tf.where(enough, evidence, evidence.dtype.min), axis=-1))

@@ -8,18 +8,6 @@ import tensorflow as tf
 from tfalign.ops.similarity import information, moments, phase, streaming
 
 
-class Measure(NamedTuple):
-    """A similarity.
-
-    Attributes:
-        score_map: `(grids, sums)` -> `(batch, 1, *window)`, higher is better.
-        log_likelihood: of the scores, per independent pixel, up to a constant; None: that of "ncc" is taken.
-    """
-
-    score_map: Callable
-    log_likelihood: Callable | None = None
-
-
 def _gaussian(unexplained):
     """Residuals of unknown variance, proportional to `unexplained`."""
     floor = 1e-6 * tf.maximum(tf.reduce_max(unexplained, axis=-1, keepdims=True), 1e-30)
@@ -43,15 +31,29 @@ def _as_it_is(scores):
     return scores
 
 
+class Measure(NamedTuple):
+    """A similarity.
+
+    Attributes:
+        score_map: `(grids, sums)` -> `(batch, 1, *window)`, higher is better.
+        evidence_map: the map that tells how likely a shift is; the score map itself where a likelihood is known.
+        log_likelihood: of the evidence map's values, per independent pixel, up to a constant.
+    """
+
+    score_map: Callable
+    evidence_map: Callable = moments.ncc
+    log_likelihood: Callable = _of_correlation
+
+
 MEASURES = {
-    "ncc": Measure(moments.ncc, _of_correlation),
+    "ncc": Measure(moments.ncc),
     "cc": Measure(moments.cc),
-    "mse": Measure(moments.mse, _of_squared_difference),
-    "mae": Measure(streaming.mae, _of_absolute_difference),
-    "cross_entropy": Measure(moments.cross_entropy, _as_it_is),
+    "mse": Measure(moments.mse, moments.mse, _of_squared_difference),
+    "mae": Measure(streaming.mae, streaming.mae, _of_absolute_difference),
+    "cross_entropy": Measure(moments.cross_entropy, moments.cross_entropy, _as_it_is),
     "overlap": Measure(moments.overlap),
-    "mi": Measure(information.mi, _as_it_is),
+    "mi": Measure(information.mi, information.mi, _as_it_is),
     "nmi": Measure(information.nmi),
-    "joint_entropy": Measure(information.joint_entropy, _as_it_is),
+    "joint_entropy": Measure(information.joint_entropy, information.joint_entropy, _as_it_is),
     "phase": Measure(phase.phase),
 }

@@ -84,7 +84,7 @@ def overlap_sums(grids):
     single = tf.cond(grids.all_valid, from_boxes, from_masks)
     last = fixed.shape.rank - 1
     centers = [tf.transpose(center, [0, last, *range(1, last)]) for center in (fixed_center, moving_center)]
-    return OverlapSums(*single, product, *centers)
+    return OverlapSums(*[*single, product, *centers])
 
 
 def _box_sums(fixed, moving, grids):
