@@ -217,6 +217,7 @@ def test_a_pooled_batch_shares_its_best_shift(rng, run):
     moving = np.stack([cut(field, (32, 32), (3, -2)) for field in fields])
     moving += 4 * rng.standard_normal(moving.shape).astype(np.float32)
     moving[0] = 7.0
+    moving[1] = np.nan
     alone = tfalign.register(fixed, moving, max_shift=4, subpixel=False)
     assert np.any(alone.translation != [3, -2])
 
@@ -424,6 +425,25 @@ def test_confidence_is_high_on_a_clear_peak_and_low_on_noise(rng):
     noise = tfalign.register(field[:, 10:42, 10:42], rng.standard_normal((8, 44, 44, 1)), max_shift=6)
     assert np.min(clear.confidence) > 0.99
     assert np.mean(noise.confidence) < 0.3
+
+
+@pytest.mark.parametrize("measure", ["ncc", "mse", "mae"])
+def test_other_samples_and_shifts_that_do_not_count_leave_the_confidence_alone(rng, measure):
+    field = scene(rng, 2, channels=1)
+    fixed, moving = cut(field, (24, 24), (0, 0))[None], cut(field, (24, 24), (2, -1))[None]
+    options = {"max_shift": 8, "similarity": measure, "min_overlap": 0.8, "return_map": True}
+    with pytest.raises(ValueError, match="overlap"):
+        tfalign.register(fixed, moving, **options)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 1])] * 2)
+    def register(a, b):
+        return tfalign.register(a, b, **options)
+
+    alone = register(fixed, moving)
+    assert not np.all(np.isfinite(alone.score_map))
+    assert alone.confidence[0] > 0.99
+    beside = register(*(np.concatenate([side, 1e6 * side[:, ::-1]]) for side in (fixed, moving)))
+    np.testing.assert_allclose(beside.posterior_map[0], alone.posterior_map[0], atol=1e-5)
 
 
 def test_the_posterior_sums_to_one(rng):

@@ -171,7 +171,8 @@ def _registered(
     textured = has_texture(sums)
     if pool == "batch":
         # Samples without texture say nothing; a shift counts where it counts for every other sample.
-        enough = tf.reduce_all(enough | ~textured[:, tf.newaxis], axis=0, keepdims=True) & enough
+        everywhere = tf.reduce_all(enough | ~textured[:, tf.newaxis], axis=0, keepdims=True)
+        enough = tf.broadcast_to(everywhere, tf.shape(enough))
     flat = tf.where(textured[:, tf.newaxis], scores, 0.0)
     scores = tf.where(enough, _pooled(flat, textured) if pool == "batch" else flat, -np.inf)
     best, is_known = _best_index(scores, window)
@@ -179,7 +180,11 @@ def _registered(
     score = tf.gather(scores, best, batch_dims=1)
 
     effective = _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift)
-    evidence = effective[:, tf.newaxis] * measure.log_likelihood(tf.where(enough, fit, tf.reduce_min(fit)))
+    # Shifts that do not count take the sample's best value: whatever stands there must not set the scale.
+    top = tf.reduce_max(tf.where(enough, fit, fit.dtype.min), axis=-1, keepdims=True)
+    evidence = effective[:, tf.newaxis] * measure.log_likelihood(
+        tf.where(enough, fit, tf.where(top > fit.dtype.min, top, 0.0))
+    )
     if pool == "batch":
         evidence = tf.reduce_sum(tf.where(textured[:, tf.newaxis], evidence, 0.0), axis=0) + tf.zeros_like(evidence)
     posterior = tf.stop_gradient(tf.nn.softmax(tf.where(enough, evidence, evidence.dtype.min), axis=-1))
