@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import scipy.ndimage
-import SimpleITK
 import skimage.registration
 import tensorflow as tf
 
@@ -120,6 +119,8 @@ def _by_phase_correlation(image, label):
 
 def _by_mutual_information(image, label):
     """The same by ITK: Mattes' mutual information over translations, from the identity, on three scales."""
+    import SimpleITK  # of the extra `bench`; the other arms do without
+
     fixed, moving = (SimpleITK.GetImageFromArray(a.mean(axis=-1).astype(np.float32)) for a in (image, label))
     method = SimpleITK.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(16)

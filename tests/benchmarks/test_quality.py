@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import runs, tables
-from benchmarks.quality.__main__ import FORMS, wanted
+from benchmarks.quality.__main__ import FORMS, expected
 from benchmarks.quality.arms import ARMS
 from benchmarks.quality.cells import CELLS, patches
 from benchmarks.quality.tasks import TASKS
@@ -16,49 +16,13 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setitem(TASKS, name, task._replace(steps=30, patches=16, batch=8, filters=2, depth=2))
 
 
-@pytest.mark.parametrize("cell", list(CELLS))
-def test_labels_lie_where_the_truth_says(cell):
-    task = TASKS["T0"]._replace(patches=32)
-    data = patches(task, CELLS[cell], 3)
-    margin, size = CELLS[cell].margin, task.patch
-    if margin:
-        for label, true, shift in zip(data.labels, data.true_labels, data.translations):
-            start = margin + shift
-            moved_back = label[start[0] : start[0] + size, start[1] : start[1] + size]
-            np.testing.assert_array_equal(moved_back, true[margin:-margin, margin:-margin])
-    assert (
-        np.abs(
-            data.inputs - data.true_labels.mean(-1, keepdims=True)[:, margin:][:, :size, margin:][:, :, :size]
-        ).mean()
-        < 0.02
-    )
-
-
-def test_places_and_truths_are_the_same_in_every_cell():
-    task = TASKS["T3"]._replace(patches=32)
-    one, other = patches(task, CELLS["M0"], 1), patches(task, CELLS["M1b1"], 1)
-    np.testing.assert_array_equal(one.inputs, other.inputs)
-    np.testing.assert_array_equal(one.true_labels, other.true_labels)
-    assert not one.translations.any()
-    assert np.abs(other.translations).max() == 8
-
-
-def test_pairs_average_to_zero_and_batches_share_a_shift():
-    task = TASKS["T0"]._replace(patches=64)
-    assert not patches(task, CELLS["M1"], 0).translations.mean(axis=0).any()
-    shared = patches(task, CELLS["M1s"], 0).translations.reshape(-1, task.batch, 2)
-    assert np.all(shared == shared[:, :1])
-    assert not shared.mean(axis=(0, 1)).any()
-    assert len(np.unique(shared[:, 0], axis=0)) > 1
-
-
 @pytest.mark.parametrize("arm", list(ARMS))
 def test_every_arm_trains_and_keeps_its_record(small, arm):
-    run = runs.Run("T1", "M1", arm, 0)
+    run = runs.Run("T1", "M11" if arm == "per-image" else "M1", arm, 0)
     record = runs.do(run)
     assert np.isfinite(record["score"])
     assert record["score_moved_back"] >= record["score"] - 3
-    assert len(record["curve"]["score"]) == 30
+    assert len(record["curve"]["score"]) == len(record["curve"]["offset"]) == 15
     runs.RECORDS.joinpath("x").write_text("")
     assert runs.load(run) == record
     assert runs.do(run) == record
@@ -80,22 +44,41 @@ def test_records_name_what_made_them(monkeypatch):
     assert runs.path(run) != before
     monkeypatch.undo()
     assert runs.path(run) == before
-    monkeypatch.setattr(runs, "_loss_sources", lambda: "other")
+    plain = runs.path(run._replace(arm="plain"))
+    monkeypatch.setattr(runs, "LOSS_VERSION", -1)
     assert runs.path(run) != before
-    assert runs.path(run._replace(arm="plain")) == runs.path(run._replace(arm="plain"))
-    assert "sources" not in runs.key(run._replace(arm="plain"))
+    assert runs.path(run._replace(arm="plain")) == plain
 
 
 def test_aligned_labels_are_trained_once():
-    one = tables.canonical(runs.Run("T1", "M1r", "oracle", 2))
-    assert one == runs.Run("T1", "M0", "plain", 2)
-    assert tables.canonical(runs.Run("T1", "M1b2", "oracle", 2)).cell == "M1b2"
-    assert tables.canonical(runs.Run("T1", "M1n", "plain", 2)) == runs.Run("T1", "M1", "plain", 2)
-    assert tables.canonical(runs.Run("T1", "M1n", "tfalign", 2)).cell == "M1n"
+    assert runs.Run("T1", "M1r", "oracle", 2).canonical() == runs.Run("T1", "M0", "plain", 2)
+    assert runs.Run("T1", "M1b2", "oracle", 2).canonical().cell == "M1b2"
+    assert runs.Run("T1", "M1n", "plain", 2).canonical() == runs.Run("T1", "M1", "plain", 2)
+    assert runs.Run("T1", "M1n", "oracle", 2).canonical() == runs.Run("T1", "M0", "plain", 2)
+    assert runs.Run("T1", "M1n", "tfalign", 2).canonical().cell == "M1n"
+    assert runs.Run("T1", "M10", "oracle", 7).canonical() == runs.Run("T1", "M10o", "plain", 7)
 
 
-def test_the_quick_form_is_four_runs():
-    assert len(set(wanted(**FORMS["quick"]))) == 4
+def test_forms_name_what_the_features_allow():
+    assert len(expected(**FORMS["quick"])) == 4
+    gate = expected(**FORMS["gate"])
+    assert len(gate) == len(set(gate))
+    assert not [run for run in gate if run.cell == "M4" and run.arm == "tfalign"]
+    assert [run for run in gate if run.cell == "M4" and run.arm == "oracle-shift"]
+    assert len([run for run in gate if run.cell == "M10" and run.arm == "tfalign"]) == 20
+    assert not [run for run in gate if run.arm == "itk" and run.task != "T1"]
+    volumes = expected(["T5"], list(CELLS), ["tfalign"], 1)
+    assert "M11" not in {run.cell for run in volumes}
+    assert gate[0].arm == "plain"
+
+
+def test_flips_mirror_input_and_label_together():
+    labels = np.arange(64 * 6 * 6, dtype=np.float32).reshape(64, 6, 6, 1)
+    images, moved = next(iter(runs._dataset(labels[:, 1:-1, 1:-1], labels, 64, CELLS["M3f"], 0)))
+    np.testing.assert_array_equal(images, moved[:, 1:-1, 1:-1])
+    corners = moved.numpy()[:, 0, 0, 0] % 36
+    assert set(corners) == {0, 5, 30, 35}
+    assert min(np.sum(corners == corner) for corner in (0, 5, 30, 35)) > 5
 
 
 def record(score, drift=(0.0, 0.0)):
@@ -106,6 +89,7 @@ def record(score, drift=(0.0, 0.0)):
         "drift": list(drift),
         "milliseconds_per_step": 10.0,
         "sharpness": 1.0,
+        "curve": {"step": [500, 1000], "score": [score - 1, score], "offset": [[1.0, 0.0], [0.0, 0.0]]},
     }
 
 
@@ -118,7 +102,7 @@ def test_tables(monkeypatch, tmp_path):
             record(scores[run.cell, run.arm] + 0.1 * run.seed, (0.3, 0.4)) if (run.cell, run.arm) in scores else None
         ),
     )
-    rows = tables.summarise(["T1"], ["M0", "M1"], ["plain", "oracle", "tfalign"], range(3))
+    rows = tables.summarise(["T1"], ["M0", "M1"], ["tfalign"], 3, inits=3)
     by_name = {(row["cell"], row["arm"]): row for row in rows}
     np.testing.assert_allclose(by_name["M1", "tfalign"]["gap_recovered"], 0.9)
     assert set(by_name) == {("M0", "tfalign"), ("M1", "tfalign")}
