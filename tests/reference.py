@@ -159,3 +159,37 @@ def aligned_loss(label, prediction, max_shift, similarity, pixel_loss, drift=0):
     ones = np.ones(prediction.shape[:-1]), np.ones(label.shape[:-1])
     left, right, _ = overlap_values(prediction, label, *ones, shift)
     return np.mean(pixel_loss(right, left))
+
+
+def believed(belief, origin, *, mean, variance, fraction, telling, push, wander, rates, shares, change, outliers):
+    """One step of the drift's histogram filter on one axis: `belief[rate][cell]`, 16 cells a pixel; the new belief.
+
+    A batch's mean shift and its fraction, trusted by `telling`, weigh each drift; then the network moves by `-rate *
+    push` and wanders.
+    """
+    cells = len(belief[0])
+    drifts = [origin + (cell - cells // 2) / 16 for cell in range(cells)]
+    best = min((mean - drift) ** 2 for drift in drifts)
+    weighed = np.zeros_like(belief)
+    for cell, drift in enumerate(drifts):
+        by_mean = np.exp(-((mean - drift) ** 2 - best) / (2 * variance))
+        by_fraction = telling * np.exp(8 * (np.cos(2 * np.pi * (drift - fraction)) - 1)) + 1 - telling
+        weighed[:, cell] = belief[:, cell] * ((1 - outliers) * by_mean * by_fraction + outliers)
+    moved = np.zeros_like(belief)
+    for row, rate in enumerate(rates):
+        for cell in range(cells):
+            target = cell - 16 * rate * push
+            left = int(np.floor(target))
+            for to, share in ((left, left + 1 - target), (left + 1, target - left)):
+                if 0 <= to < cells:
+                    moved[row, to] += share * weighed[row, cell]
+    wandered = np.zeros_like(belief)
+    for cell in range(cells):
+        kernel = {cell: 1 - wander * 256}
+        for beside in (cell - 1, cell + 1):
+            if 0 <= beside < cells:
+                kernel[beside] = wander * 128
+        for to, share in kernel.items():
+            wandered[:, to] += moved[:, cell] * share / sum(kernel.values())
+    mixed = (1 - change) * wandered + change * np.outer(shares, wandered.sum(axis=0))
+    return mixed / mixed.sum()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import reference
 from tfalign import drift
 
 
@@ -13,77 +14,174 @@ def step(state, shifts, confidence=1.0, *, warmup_steps=0, subpixel=False):
     return drift.update(state, sums, warmup_steps=warmup_steps, subpixel=subpixel)
 
 
-def simulate(rng, *, follow, batch, draw, steps=1500, offset=0.0, bound=8, warmup_steps=0, subpixel=False, pin=True):
-    """A network that sits `offset` px off and moves the share `follow` of the way to its targets: its offsets."""
-    state, offsets = drift.initial((bound, bound)), []
-    update = tf.function(lambda state, sums: drift.update(state, sums, warmup_steps=warmup_steps, subpixel=subpixel))
+class _Smooth:
+    """A network whose picture moves as a whole, with the momentum of the usual optimizers."""
+
+    def __init__(self, offset, follow, momentum):
+        self.offset, self.velocity, self.follow, self.momentum = np.full(2, float(offset)), 0.0, follow, momentum
+
+    def step(self, targets):
+        pull = self.follow * (np.mean(targets, axis=0) - self.offset)
+        self.velocity = self.momentum * self.velocity + (1 - self.momentum) * pull
+        self.offset = self.offset + self.velocity
+
+
+class _Fading:
+    """A network that cross-fades between whole-pixel places, as thin structures do; seen where the sum peaks."""
+
+    reach, blur = 12, np.array([0.2, 0.6, 1.0, 0.6, 0.2])
+
+    def __init__(self, offset, follow, momentum):
+        self.weights = np.zeros((2, 2 * self.reach + 1))
+        self.weights[:, self.reach + offset] = 1.0
+        self.velocity, self.follow, self.momentum = 0.0, follow, momentum
+
+    @property
+    def offset(self):
+        return np.array([self._peak(np.convolve(weights, self.blur, "same")) for weights in self.weights])
+
+    def _peak(self, seen):
+        at = int(np.clip(np.argmax(seen), 1, len(seen) - 2))
+        before, middle, after = seen[at - 1 : at + 2]
+        return at - self.reach + np.clip(0.5 * (before - after) / (before - 2 * middle + after), -0.499, 0.499)
+
+    def step(self, targets):
+        share = np.zeros_like(self.weights)
+        for axis, places in enumerate(np.clip(targets, -self.reach, self.reach - 1e-6).T):
+            left = np.floor(places).astype(int)
+            np.add.at(share[axis], left + self.reach, (left + 1 - places) / len(places))
+            np.add.at(share[axis], left + 1 + self.reach, (places - left) / len(places))
+        self.velocity = self.momentum * self.velocity + (1 - self.momentum) * self.follow * (share - self.weights)
+        self.weights = self.weights + self.velocity
+
+
+def simulate(network, draw, *, batch, steps, seed=0, subpixel=False, pin=True, noise=0.05):
+    """Trains a simulated network: its offset from its input after every step, and the filter's estimate of it."""
+    rng = np.random.default_rng(seed)
+    state, corrected, offsets, estimates = drift.initial((8, 8)), np.zeros(2), [], []
+    update = tf.function(lambda state, sums: drift.update(state, sums, warmup_steps=0, subpixel=subpixel))
     for _ in range(steps):
-        true = draw(batch)
-        seen = true + offset + 0.05 * rng.standard_normal((batch, 2))
-        applied = np.zeros(2)
-        if pin:
-            applied = drift.correction(state, rank=2, subpixel=subpixel).numpy()
-        used = seen if subpixel else np.round(seen)
-        offset = offset + follow * (np.mean(used - applied - true, axis=0) - offset)
+        true, before = draw(batch), network.offset
+        seen = true - before + noise * rng.standard_normal((batch, 2))
+        network.step(true - ((seen if subpixel else np.round(seen)) - corrected))
         sums = drift.batch_sums(tf.constant(seen, tf.float32), tf.ones([batch]), min_confidence=0.5)
         state = update(state, sums)
-        offsets.append(offset)
-    return np.array(offsets)
+        corrected = drift.correction(state, rank=2, subpixel=subpixel).numpy() if pin else corrected
+        offsets.append(before)
+        estimates.append(-state.mean.numpy()[:2])
+    return np.array(offsets), np.array(estimates)
 
 
-def whole_pixels(rng, bound=8, labels=600):
-    """Shifts of labels that average to exactly zero, seen in a new order each epoch."""
-    half = rng.integers(-bound, bound + 1, (labels // 2, 2))
-    shifts, queue = np.concatenate([half, -half]).astype(float), []
+def labels_of(rng, *, labels=600, fractions=False, per_slide=False):
+    """Draws shifts of +-8 px that average to exactly zero, in a new order each epoch; one for a whole slide."""
+    half = rng.uniform(-8, 8, (labels // 2, 2)) if fractions else rng.integers(-8, 9, (labels // 2, 2)).astype(float)
+    shifts, queue = np.concatenate([half, -half]), []
 
     def draw(batch):
-        while len(queue) < batch:
+        wanted = 1 if per_slide else batch
+        while len(queue) < wanted:
             queue.extend(rng.permutation(shifts))
-        return np.array([queue.pop() for _ in range(batch)])
+        drawn = np.array([queue.pop() for _ in range(wanted)])
+        return np.repeat(drawn, batch, axis=0) if per_slide else drawn
 
     return draw
 
 
-def test_aligned_labels_correct_at_once(rng):
-    offsets = simulate(rng, follow=0.1, batch=16, draw=lambda n: np.zeros((n, 2)), steps=150, offset=2.0)
+NETWORKS = [
+    pytest.param(kind, follow, momentum, id=f"{kind.__name__[1:].lower()}-{follow}-{momentum}")
+    for kind in (_Smooth, _Fading)
+    for follow, momentum in ((0.02, 0.0), (0.15, 0.9))
+]
+
+
+@pytest.mark.parametrize(("kind", "follow", "momentum"), NETWORKS)
+def test_aligned_labels_correct_at_once(kind, follow, momentum):
+    offsets, _ = simulate(kind(2, follow, momentum), lambda n: np.zeros((n, 2)), batch=16, steps=250)
     assert np.max(np.abs(offsets[-50:])) < 0.1
 
 
 @pytest.mark.parametrize("batch", [16, 4])
-@pytest.mark.parametrize("follow", [0.03, 0.1])
-def test_a_network_beside_its_input_comes_back_and_stays(rng, batch, follow):
-    offsets = simulate(rng, follow=follow, batch=batch, draw=whole_pixels(rng), offset=1.0)
-    assert np.max(np.abs(offsets[-500:])) < 0.1
-    assert (
-        np.min(np.abs(simulate(rng, follow=follow, batch=batch, draw=whole_pixels(rng), offset=1.0, pin=False))) > 0.9
-    )
+@pytest.mark.parametrize(("kind", "follow", "momentum"), NETWORKS)
+def test_a_network_beside_its_input_comes_back_and_stays(rng, kind, follow, momentum, batch):
+    offsets, estimates = simulate(kind(1, follow, momentum), labels_of(rng), batch=batch, steps=500)
+    assert np.max(np.abs(offsets[200:])) < 0.5
+    assert np.max(np.abs(offsets[-100:])) < 0.05
+    assert np.max(np.abs(estimates[-100:])) < 0.1
 
 
-def test_single_labels_and_single_slides_are_not_followed(rng):
-    labels = whole_pixels(rng)
-    for draw in (labels, lambda n: np.repeat(labels(1), n, axis=0)):
-        offsets = simulate(rng, follow=0.05, batch=1 if draw is labels else 8, draw=draw)
-        assert np.mean(np.abs(offsets) > 0.5) < 0.02
+@pytest.mark.parametrize("kind", [_Smooth, _Fading])
+def test_without_the_pin_nothing_brings_it_back(rng, kind):
+    offsets, _ = simulate(kind(1, 0.05, 0.9), labels_of(rng), batch=16, steps=300, pin=False)
+    assert np.min(np.abs(offsets)) > 0.9
 
 
-def test_fractions_of_a_pixel_are_pinned_in_the_mean(rng):
-    offsets = simulate(
-        rng,
-        follow=0.05,
-        batch=16,
-        draw=lambda n: np.clip(4 * rng.standard_normal((n, 2)), -12, 12),
-        subpixel=True,
-        offset=1.0,
-    )
-    assert np.sqrt(np.mean(np.square(offsets[-700:]))) < 0.35
+@pytest.mark.parametrize("per_slide", [False, True], ids=["batch of one", "one slide per batch"])
+@pytest.mark.parametrize(("kind", "follow", "momentum"), NETWORKS)
+def test_single_labels_and_single_slides_are_not_followed(rng, kind, follow, momentum, per_slide):
+    """The mean of a batch says next to nothing (+-5 px), and yet the network must come back by one pixel, not two."""
+    draw = labels_of(rng, per_slide=per_slide, labels=72 if per_slide else 600)
+    offsets, _ = simulate(kind(1, follow, momentum), draw, batch=8 if per_slide else 1, steps=800)
+    assert np.max(np.abs(offsets)) < 1.3
+    assert np.max(np.abs(offsets[500:])) < 0.5
+
+
+@pytest.mark.parametrize(("kind", "follow", "momentum"), NETWORKS)
+def test_fractions_of_a_pixel_are_pinned_in_the_mean(rng, kind, follow, momentum):
+    offsets, _ = simulate(kind(1, follow, momentum), labels_of(rng, fractions=True), batch=16, steps=500, subpixel=True)
+    assert np.sqrt(np.mean(np.square(offsets[-250:]))) < 0.15
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_unseen_motion_does_not_make_the_correction_swing(seed):
     """Labels off by fractions tell nothing of the network's fraction: its motion must be expected, or it overshoots."""
-    rng = np.random.default_rng(seed)
-    offsets = simulate(rng, follow=0.05, batch=16, draw=lambda n: rng.uniform(-8, 8, (n, 2)), steps=1000, offset=1.0)
+    draw = labels_of(np.random.default_rng(seed), fractions=True)
+    offsets, _ = simulate(_Smooth(1, 0.05, 0.9), draw, batch=16, steps=1000, seed=seed)
     assert np.mean(np.abs(offsets[-500:]) > 0.6) < 0.05
+
+
+@pytest.mark.parametrize("push", [0.0, 0.4, -1.3])
+@pytest.mark.parametrize("coherence", [0.1, 0.8])
+def test_a_step_of_the_filter_is_the_slow_truth(rng, push, coherence):
+    """Against loops over cells and rates; the axes have other means."""
+    state = drift.initial((8, 8))
+    belief = rng.uniform(0.0, 1.0, state.belief.shape).astype(np.float32)
+    belief /= belief.sum(axis=(1, 2), keepdims=True)
+    state = state._replace(
+        belief=tf.constant(belief),
+        ready=tf.ones([3]),
+        push=tf.fill([3], push / 0.9),
+        coherence=tf.fill([3], coherence),
+        batches=tf.fill([3], 20.0),
+        previous_cosine=tf.ones([3]),
+    )
+    after = step(state, [[0.3, -1.4]] * 4)
+    for axis, mean in enumerate((0.3, -1.4, 0.0)):
+        phase = 2 * np.pi * mean
+        trusted = 0.9 * coherence + 0.1 * np.cos(phase)
+        expected = reference.believed(
+            belief[axis].astype(float),
+            0.0,
+            mean=mean,
+            variance=float(after.scatter[axis] / after.scatter_weight[axis]) + drift._MEASUREMENT_FLOOR,
+            fraction=mean,
+            telling=np.sqrt(trusted) if trusted > 0.35 else 0.0,
+            push=push,
+            wander=4e-4,
+            rates=drift._RATES,
+            shares=drift._RATE_SHARES,
+            change=drift._RATE_CHANGE,
+            outliers=drift._OUTLIERS,
+        )
+        np.testing.assert_allclose(after.belief[axis], expected, atol=2e-7, rtol=2e-4)
+
+
+def test_the_grid_follows_a_drift_beyond_it(rng):
+    state = drift.initial((64, 64))
+    for _ in range(200):
+        state = step(state, [[30.0, -41.5]] * 4)
+    np.testing.assert_allclose(state.mean[:2], [30.0, -41.5], atol=0.1)
+    np.testing.assert_array_equal(state.correction[:1], [30.0])
+    np.testing.assert_allclose(tf.reduce_sum(state.belief, axis=[1, 2]), 1.0, rtol=1e-5)
 
 
 def test_auto_warmup_waits_for_confidence_but_not_long():

@@ -1,17 +1,21 @@
-"""The running mean transform that pins the free offset.
+"""The running estimate of the network's own offset, the drift, that pins the free offset.
 
 Shift the network's output by c and every registered shift by c: the aligned loss is the same, so nothing in it holds
 the network to its input. What does: over many labels the true shifts have a mean of zero, hence the mean of the
 registered ones is the network's own offset, the drift, and is taken out of each.
 
-How fast the mean may follow depends on how much the shifts scatter. A Kalman filter weighs each batch's mean by its
-variance: aligned labels (no scatter) correct at once, shifts of +-8 px slowly. The scatter of batch means is taken
-inside the batch and, because a batch may hold a single label or a single slide, also between consecutive batches.
+The drift is followed by a histogram filter: a belief over a fine grid of drifts, for each axis, that each batch
+multiplies with what it tells, and that moves as the network does.
 
-A slow estimate in the loop oscillates: the network has long moved back when the mean says so. So the filter is told how
-the network moves. Labels that are off by whole pixels share the fraction of their registered shifts with the network,
-whatever their scatter: the phase of that fraction, followed from batch to batch, is an odometer. Where fractions are
-incoherent (labels off by fractions) the network is taken to follow the correction at a typical rate.
+* The mean of the batch's shifts tells the drift as well as shifts scatter. The scatter of batch means is taken inside
+  the batch and, because a batch may hold a single label or a single slide, also between consecutive batches. So aligned
+  labels (no scatter) correct at once, shifts of +-8 px slowly.
+* The common fraction of the shifts tells the drift's fraction. Labels that are off by whole pixels share it with the
+  network, whatever their scatter: followed from batch to batch it is an odometer, which shows when the network moves by
+  a pixel. How far it can be trusted is taken from consecutive batches too; labels off by fractions have none.
+* A correction moves the network. A slow estimate in the loop would oscillate: the network has long moved back when the
+  mean says so. So the belief moves against the correction, at any of several typical rates, and the fractions tell
+  which it was.
 """
 
 from typing import NamedTuple
@@ -21,19 +25,27 @@ import tensorflow as tf
 
 AXES = 3  # room for a volume's three; a state keeps its size whatever the rank
 
+_CELLS_PER_PIXEL = 16
+_REACH = 6  # px the belief covers on either side of its origin
+_CELLS = 2 * _REACH * _CELLS_PER_PIXEL + 1
+
 _READY_CONFIDENCE = 0.75  # registration is trusted once the running mean confidence of the batches reaches this
 _LONGEST_WARMUP = 100  # updates; noisy labels may never look confident, and the plain loss blurs what was there
-_MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
-_PROCESS_VARIANCE = 4e-4  # px^2 per step by which the drift may wander unseen
-_TRACKED_PROCESS_VARIANCE = (5e-5, 0.02)  # the same while its fraction is followed: the least, and the first batch's
-_WARMUP_PROCESS_VARIANCE = 0.02  # the same while the network is still forming
-_FOLLOWING_RATE = 0.03  # px per step and px of correction, by which a network typically follows
-_PHASE_GAIN = 0.3  # per batch, of the followed fraction
-_COHERENCE_MEMORY = 0.95  # per batch
-_COHERENT = (0.5, 0.7)  # fractions are not followed below, fully above
-_SCATTER_MEMORY = 0.98  # per batch, of the scatter between batches
 _CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 14 certain batches to be ready
-_HYSTERESIS = (0.05, 0.2)  # px beyond the half at which a whole-pixel correction changes: one s.d. in these bounds
+_FIRST_VARIANCE = 1.0  # px^2 of the belief before the first batch
+_MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
+_SCATTER_MEMORY = 0.98  # per batch, of the scatter between batches
+_COHERENCE_MEMORY = 0.9  # per batch
+_LEAST_COHERENCE = 0.35  # below it fractions tell nothing
+_CONCENTRATION = 8.0  # of the von Mises likelihood of a batch's fraction
+_OUTLIERS = 0.02  # share of batches that may tell anything
+_WANDER = (0.02, 4e-4)  # px^2 per step, while the network is still forming and later
+_RATES = (0.0, 0.03, 0.1, 0.3, 1.0)  # per step, at which a network may follow a push
+_RATE_SHARES = (0.3, 0.4, 0.2, 0.07, 0.03)  # how often
+_RATE_CHANGE = 0.01  # per step, of becoming any other
+_INERTIA = 0.9  # per step, of the push that a correction gives: the momentum of the usual optimizers
+_COASTING = 5.0  # steps of the present push that a network still follows
+_DOUBT = 0.2  # a whole-pixel correction stands until it is less probable
 
 
 class BatchSums(NamedTuple):
@@ -49,39 +61,81 @@ class BatchSums(NamedTuple):
 
 
 class DriftState(NamedTuple):
-    """The filter's state: `(AXES,)` each."""
+    """The filter's state: `(AXES,)` each but the belief."""
 
-    mean: tf.Tensor  # px, the drift
-    variance: tf.Tensor  # px^2, of `mean`
+    belief: tf.Tensor  # `(AXES, rates, cells)`, sums to 1 for each axis
+    origin: tf.Tensor  # whole px, the drift of the middle cell
     correction: tf.Tensor  # whole px that are taken out of the shifts
+    push: tf.Tensor  # px, running mean of the corrections applied
     previous: tf.Tensor  # px, mean of the last batch
+    previous_cosine: tf.Tensor  # its fraction as a phase
+    previous_sine: tf.Tensor
     scatter: tf.Tensor  # px^2, running sum of squared changes between batch means
     scatter_weight: tf.Tensor  # running sum of their weights
+    coherence: tf.Tensor  # running mean of how well the fractions of consecutive batches agree, -1 .. 1
     batches: tf.Tensor  # that told a shift
-    fraction: tf.Tensor  # px, the followed fraction of the shifts, unwrapped
-    coherence: tf.Tensor  # how well the fractions agree with it, 0 .. 1
     confidence: tf.Tensor  # running mean, from 0
     updates: tf.Tensor  # batches seen
     ready: tf.Tensor  # 1.0 once registration is trusted
 
+    @property
+    def mean(self):
+        """The drift, `(AXES,)` pixels."""
+        return self.origin + tf.reduce_sum(self.belief * _OFFSETS, axis=[1, 2])
 
-STATE_SHAPE = (len(DriftState._fields), AXES)
+    @property
+    def variance(self):
+        """Of the mean, `(AXES,)` pixels^2."""
+        away = _OFFSETS - (self.mean - self.origin)[:, tf.newaxis, tf.newaxis]
+        return tf.reduce_sum(self.belief * tf.square(away), axis=[1, 2])
+
+
+_PIXELS = np.arange(-_REACH, _REACH + 1, dtype=np.float32)
+_OFFSETS = (np.arange(_CELLS) / _CELLS_PER_PIXEL - _REACH).astype(np.float32)
+STATE_SHAPE = (AXES, len(_RATES) * _CELLS + len(DriftState._fields) - 1)
+
+
+def _spread(variance):
+    """`(cells, cells)`: what one step of wandering makes of a belief."""
+    steps = np.subtract.outer(_OFFSETS, _OFFSETS)
+    width = 1.0 / _CELLS_PER_PIXEL
+    # A Gaussian narrower than a cell keeps its variance as three weights.
+    if variance < width**2:
+        beside = 0.5 * variance / width**2
+        kernel = np.where(steps == 0, 1.0 - 2.0 * beside, np.where(np.abs(steps) < 1.5 * width, beside, 0.0))
+    else:
+        kernel = np.exp(-0.5 * np.square(steps) / variance)
+    return (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _whole_pixels():
+    """`(cells, 2 reach + 1)`: the share of each cell in each whole pixel; half-way ones belong to two."""
+    away = np.abs(np.subtract.outer(_OFFSETS, _PIXELS))
+    return np.where(away < 0.5, 1.0, np.where(away == 0.5, 0.5, 0.0)).astype(np.float32)
+
+
+_RATE_COLUMN, _SHARES = (np.array(values, np.float32)[:, np.newaxis] for values in (_RATES, _RATE_SHARES))
+_FORMING, _FORMED = (_spread(variance) for variance in _WANDER)
+_WHOLE_PIXELS = _whole_pixels()
 
 
 def initial(max_shift=()):
     """The state before the first batch; the shifts are taken to fill the window evenly until they are seen."""
     bounds = [float(bound) for bound in max_shift] + [0.0] * (AXES - len(max_shift))
+    belief = np.outer(_RATE_SHARES, np.exp(-0.5 * np.square(_OFFSETS) / _FIRST_VARIANCE))
     zeros = tf.zeros([AXES])
     return DriftState(
-        mean=zeros,
-        variance=tf.ones([AXES]),
+        belief=tf.constant(np.tile(belief / belief.sum(), (AXES, 1, 1)), tf.float32),
+        origin=zeros,
         correction=zeros,
+        push=zeros,
         previous=zeros,
+        previous_cosine=zeros,
+        previous_sine=zeros,
         scatter=tf.constant([2.0 * bound * bound / 3.0 for bound in bounds]),
         scatter_weight=tf.fill([AXES], 2.0),
-        batches=zeros,
-        fraction=zeros,
         coherence=zeros,
+        batches=zeros,
         confidence=zeros,
         updates=zeros,
         ready=zeros,
@@ -90,12 +144,14 @@ def initial(max_shift=()):
 
 def pack(state):
     """One tensor of `STATE_SHAPE`, for a variable."""
-    return tf.stack(state)
+    return tf.concat([tf.reshape(state.belief, [AXES, -1]), tf.stack(state[1:], axis=1)], axis=1)
 
 
 def unpack(packed):
     """The state from what `pack` gave."""
-    return DriftState(*tf.unstack(packed, num=len(DriftState._fields)))
+    size = len(_RATES) * _CELLS
+    belief = tf.reshape(packed[:, :size], [AXES, len(_RATES), _CELLS])
+    return DriftState(belief, *tf.unstack(packed[:, size:], num=len(DriftState._fields) - 1, axis=1))
 
 
 def batch_sums(translation, confidence, *, min_confidence):
@@ -136,32 +192,26 @@ def update(state, sums, *, warmup_steps, subpixel):
     """
     known = sums.weight > 0.0
     weight = tf.where(known, sums.weight, 1.0)
-    batch_mean = sums.shift / weight
-    within = tf.maximum(sums.shift_squared / weight - tf.square(batch_mean), 0.0) / weight
+    batch_mean, cosine, sine = sums.shift / weight, sums.cosine / weight, sums.sine / weight
 
-    step = tf.square(batch_mean - state.previous) / 2.0
+    within = tf.maximum(sums.shift_squared / weight - tf.square(batch_mean), 0.0) / weight
     is_first = state.batches <= 0.0
+    step = tf.square(batch_mean - state.previous) / 2.0
     scatter = tf.where(is_first, state.scatter, _SCATTER_MEMORY * state.scatter + step)
     scatter_weight = tf.where(is_first, state.scatter_weight, _SCATTER_MEMORY * state.scatter_weight + 1.0)
-    measured = tf.maximum(within, scatter / scatter_weight) + _MEASUREMENT_FLOOR
+    variance = tf.maximum(within, scatter / scatter_weight) + _MEASUREMENT_FLOOR
+    agreement = cosine * state.previous_cosine + sine * state.previous_sine
+    coherence = _COHERENCE_MEMORY * state.coherence + (1.0 - _COHERENCE_MEMORY) * agreement
+    belief = state.belief * _likelihood(batch_mean - state.origin, variance, cosine, sine, coherence)[:, tf.newaxis]
 
-    phase = 2.0 * np.pi * state.fraction
-    cosine = (sums.cosine * tf.cos(phase) + sums.sine * tf.sin(phase)) / weight
-    sine = (sums.sine * tf.cos(phase) - sums.cosine * tf.sin(phase)) / weight
-    coherence = _COHERENCE_MEMORY * state.coherence + (1.0 - _COHERENCE_MEMORY) * cosine
-    followed = _PHASE_GAIN * tf.sqrt(tf.square(cosine) + tf.square(sine)) * tf.atan2(sine, cosine) / (2.0 * np.pi)
-    tracked = tf.clip_by_value((coherence - _COHERENT[0]) / (_COHERENT[1] - _COHERENT[0]), 0.0, 1.0)
-
+    # The step that follows this batch moves the network.
     is_ready = state.ready > 0.0
-    untracked_move = tf.where(is_ready, -_FOLLOWING_RATE * _applied(state, subpixel), 0.0)
-    expected = state.mean + tracked * followed + (1.0 - tracked) * untracked_move
-    slip = tf.maximum(_TRACKED_PROCESS_VARIANCE[0], _TRACKED_PROCESS_VARIANCE[1] / (state.batches + 1.0))
-    process = tracked * slip + (1.0 - tracked) * (_PROCESS_VARIANCE + tf.square(untracked_move))
-    predicted = state.variance + tf.where(is_ready, process, _WARMUP_PROCESS_VARIANCE)
-    gain = predicted / (predicted + measured)
-    mean = expected + gain * (batch_mean - expected)
-    variance = (1.0 - gain) * predicted
-    moved = tf.abs(mean - state.correction) > 0.5 + tf.clip_by_value(tf.sqrt(variance), *_HYSTERESIS)
+    push = _INERTIA * state.push + (1.0 - _INERTIA) * tf.where(is_ready, _applied(state, subpixel), 0.0)
+    belief = _moved(belief, push)
+    belief = tf.where(_cellwise(is_ready), belief @ _FORMED, belief @ _FORMING)
+    belief += _RATE_CHANGE * (tf.reduce_sum(belief, axis=1, keepdims=True) * _SHARES - belief)
+    belief, origin = _centered(belief / tf.reduce_sum(belief, axis=[1, 2], keepdims=True), state.origin)
+    correction = _whole_correction(belief, origin, push, state.correction)
 
     seen = sums.count > 0.0
     confidence = sums.confidence / tf.maximum(sums.count, 1.0)
@@ -172,20 +222,24 @@ def update(state, sums, *, warmup_steps, subpixel):
     else:
         now_ready = updates >= float(warmup_steps)
     after = DriftState(
-        mean=tf.where(known, mean, state.mean),
-        variance=tf.where(known, variance, state.variance),
-        correction=tf.where(known & moved, tf.round(mean), state.correction),
+        belief=tf.where(_cellwise(known), belief, state.belief),
+        origin=tf.where(known, origin, state.origin),
+        correction=tf.where(known, correction, state.correction),
+        push=push,
         previous=tf.where(known, batch_mean, state.previous),
+        previous_cosine=tf.where(known, cosine, state.previous_cosine),
+        previous_sine=tf.where(known, sine, state.previous_sine),
         scatter=tf.where(known, scatter, state.scatter),
         scatter_weight=tf.where(known, scatter_weight, state.scatter_weight),
-        fraction=tf.where(known, state.fraction + followed, state.fraction),
-        coherence=tf.where(known, coherence, state.coherence),
+        coherence=tf.where(known & ~is_first, coherence, state.coherence),
         batches=state.batches + tf.cast(known, tf.float32),
         confidence=confidence,
         updates=updates,
         ready=tf.maximum(state.ready, tf.cast(now_ready, tf.float32)),
     )
-    return DriftState(*(tf.where(seen, new, old) for new, old in zip(after, state)))
+    return DriftState(
+        *(tf.where(_cellwise(seen) if new.shape.rank > 1 else seen, new, old) for new, old in zip(after, state))
+    )
 
 
 def correction(state, *, rank, subpixel):
@@ -193,5 +247,56 @@ def correction(state, *, rank, subpixel):
     return _applied(state, subpixel)[:rank]
 
 
+def _whole_correction(belief, origin, push, standing):
+    """The standing correction, or a new one once the network will come to rest elsewhere if no more is taken out."""
+    shares = tf.reduce_sum(_moved(belief, _COASTING * push) @ _WHOLE_PIXELS, axis=1)
+    stands = tf.abs(origin[:, tf.newaxis] + _PIXELS - standing[:, tf.newaxis]) < 0.5
+    is_doubtful = tf.reduce_sum(tf.where(stands, shares, 0.0), axis=-1) < _DOUBT
+    return tf.where(is_doubtful, origin + tf.round(tf.reduce_sum(shares * _PIXELS, axis=-1)), standing)
+
+
 def _applied(state, subpixel):
-    return state.mean if subpixel else state.correction
+    if not subpixel:
+        return state.correction
+    rate = tf.reduce_sum(state.belief * _RATE_COLUMN, axis=[1, 2])
+    return state.mean - _COASTING * rate * state.push
+
+
+def _cellwise(values):
+    """`(AXES,)` against `(AXES, rates, cells)`."""
+    return values[:, tf.newaxis, tf.newaxis]
+
+
+def _moved(belief, push):
+    """The belief after the network has followed a push, at each of the rates."""
+    source = tf.range(_CELLS, dtype=tf.float32) + _cellwise(push) * _RATE_COLUMN * _CELLS_PER_PIXEL
+    left = tf.floor(source)
+    return (left + 1.0 - source) * _gathered(belief, left) + (source - left) * _gathered(belief, left + 1.0)
+
+
+def _gathered(belief, cells):
+    """The belief at whole `cells`; nothing outside the grid."""
+    inside = (cells >= 0.0) & (cells < _CELLS)
+    at = tf.clip_by_value(tf.cast(cells, tf.int32), 0, _CELLS - 1)
+    return tf.where(inside, tf.gather(belief, at, axis=2, batch_dims=2), 0.0)
+
+
+def _likelihood(mean, variance, cosine, sine, coherence):
+    """`(AXES, cells)`: of each drift, given the batch's mean shift from the origin, and its fraction; at most 1."""
+    by_mean = -0.5 * tf.square(mean[:, tf.newaxis] - _OFFSETS) / variance[:, tf.newaxis]
+    by_mean = tf.exp(by_mean - tf.reduce_max(by_mean, axis=-1, keepdims=True))
+    # Two batches agree by the square of how often each tells.
+    telling = tf.sqrt(tf.where(coherence > _LEAST_COHERENCE, tf.minimum(coherence, 1.0), 0.0))[:, tf.newaxis]
+    direction = tf.math.atan2(sine, cosine)[:, tf.newaxis]
+    by_fraction = tf.exp(_CONCENTRATION * (tf.cos(2.0 * np.pi * _OFFSETS - direction) - 1.0))
+    by_fraction = telling * by_fraction + 1.0 - telling
+    return (1.0 - _OUTLIERS) * by_mean * by_fraction + _OUTLIERS
+
+
+def _centered(belief, origin):
+    """The same belief on a grid whose middle is within 2 px of its mean."""
+    mean = tf.reduce_sum(belief * _OFFSETS, axis=[1, 2])
+    step = tf.where(tf.abs(mean) > 2.0, tf.round(mean), 0.0)
+    cells = tf.range(_CELLS, dtype=tf.float32) + _cellwise(step) * _CELLS_PER_PIXEL + tf.zeros_like(belief)
+    moved = tf.maximum(_gathered(belief, cells), 1e-9)
+    return moved / tf.reduce_sum(moved, axis=[1, 2], keepdims=True), origin + step
