@@ -161,6 +161,26 @@ def aligned_loss(label, prediction, max_shift, similarity, pixel_loss, drift=0):
     return np.mean(pixel_loss(right, left))
 
 
+def parzen_information(fixed, moving, weights, levels):
+    """Mutual information of two lists of values, each shared by levels through a cubic B-spline; within 3 s.d."""
+
+    def spline(x):
+        x = abs(x)
+        return 2 / 3 - x**2 + x**3 / 2 if x < 1 else max(2 - x, 0) ** 3 / 6
+
+    def level(values):
+        counted = values[weights > 0]
+        low = max(counted.min(), counted.mean() - 3 * counted.std())
+        high = min(counted.max(), counted.mean() + 3 * counted.std())
+        return 1 + np.clip((values - low) / (high - low), 0, 1) * (levels - 3)
+
+    joint = np.zeros((levels, levels))
+    for left, right, weight in zip(level(fixed), level(moving), weights):
+        for i, j in itertools.product(range(levels), repeat=2):
+            joint[i, j] += weight * spline(left - i) * spline(right - j)
+    return entropy(joint.sum(axis=1)) + entropy(joint.sum(axis=0)) - entropy(joint)
+
+
 def believed(belief, origin, *, mean, variance, fraction, telling, push, wander, rates, shares, change, outliers):
     """One step of the drift's histogram filter on one axis: `belief[rate][cell]`, 16 cells a pixel; the new belief.
 

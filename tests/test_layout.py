@@ -21,6 +21,7 @@ ORDER = [
     "tfalign.ops.similarity.streaming",
     "tfalign.ops.similarity.phase",
     "tfalign.ops.similarity.information",
+    "tfalign.ops.similarity.parzen",
     "tfalign.ops.similarity.measures",
     "tfalign.ops.registration",
     "tfalign.drift",

@@ -57,6 +57,51 @@ def test_every_similarity_finds_a_moved_label(rng, run, similarity):
     np.testing.assert_allclose(loss, np.full(3, 0.01), atol=1e-6)
 
 
+BASES_WITH_A_MAP = {
+    "mae": (keras.losses.MeanAbsoluteError(), PIXEL_LOSSES["mae"]),
+    "mean_squared_error": (keras.losses.MeanSquaredError(), PIXEL_LOSSES["mse"]),
+    "binary_crossentropy": (keras.losses.BinaryCrossentropy(), PIXEL_LOSSES["binary_crossentropy"]),
+    "categorical_crossentropy": (keras.losses.CategoricalCrossentropy(), lambda y, p: -(y * np.log(p)).sum(axis=-1)),
+}
+
+
+@pytest.mark.parametrize("name", list(BASES_WITH_A_MAP))
+@pytest.mark.parametrize("as_instance", [False, True])
+def test_the_base_as_similarity_finds_its_smallest_value(rng, run, name, as_instance):
+    """Against every crop of the label: of noise, so that other measures would choose other shifts."""
+    instance, pixel_loss = BASES_WITH_A_MAP[name]
+    prediction = rng.uniform(0.05, 0.95, (4, 12, 12, 3)).astype(np.float32)
+    label = rng.uniform(0.0, 1.0, (4, 18, 18, 3)).astype(np.float32)
+    if name == "categorical_crossentropy":
+        prediction /= prediction.sum(axis=-1, keepdims=True)
+        label /= label.sum(axis=-1, keepdims=True)
+    base = instance if as_instance else name
+    loss = run(
+        lambda y, p: tfalign.shift_invariant_loss(y, p, base, max_shift=3, similarity="base", min_confidence=0.0),
+        label,
+        prediction,
+    )
+    crops = [label[:, y : y + 12, x : x + 12] for y in range(7) for x in range(7)]
+    every = np.stack([pixel_loss(crop, prediction).mean(axis=(1, 2)) for crop in crops])
+    np.testing.assert_allclose(loss, every.min(axis=0), rtol=1e-4)
+
+
+def test_sparse_labels_and_logits_are_registered_by_their_base(rng):
+    classes = rng.integers(0, 3, (4, 18, 18, 1))
+    logits = 4 * keras.utils.to_categorical(classes[:, 5:17, 2:14, 0], 3).astype(np.float32)
+    logits += rng.standard_normal(logits.shape).astype(np.float32)
+    base = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = tfalign.shift_invariant_loss(classes, logits, base, max_shift=3, similarity="base")
+    crop = classes[:, 5:17, 2:14]
+    np.testing.assert_allclose(loss, np.mean(base.call(crop[..., 0], logits), axis=(1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["huber", keras.losses.BinaryCrossentropy(label_smoothing=0.1), quartic])
+def test_a_base_without_a_map_is_refused_as_similarity(base):
+    with pytest.raises(ValueError, match="mean absolute error"):
+        tfalign.ShiftInvariantLoss(base, similarity="base")
+
+
 def test_the_given_drift_is_taken_out(rng):
     label, prediction = shifted_pair(rng)
     loss = tfalign.shift_invariant_loss(label, prediction, max_shift=3, drift=(1.0, 0.0))
@@ -107,7 +152,7 @@ def test_blank_labels_give_a_finite_loss_and_gradient(rng, run, fill, subpixel):
     loss, gradient = run(value_and_gradient, label, prediction)
     assert np.isfinite(loss)
     assert np.all(np.isfinite(gradient))
-    np.testing.assert_array_equal(loss_object.drift, [0, 0, 0])
+    np.testing.assert_allclose(loss_object.drift, [0, 0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("label_is_blank", [False, True])
@@ -247,6 +292,7 @@ OPTIONS = {
     "subpixel": True,
     "center": False,
     "min_overlap": 0.4,
+    "ignore_class": 9,
     "min_confidence": 0.25,
     "warmup_steps": 7,
     "name": "ours",
@@ -318,6 +364,37 @@ def test_ignored_classes_do_not_count(rng):
     loss = tfalign.ShiftInvariantLoss(base)(ids, scores)
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(ids[:, :9], scores[:, :9])
     np.testing.assert_allclose(loss, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ignored", [255, -1])
+def test_the_option_ignores_a_class_too(rng, run, ignored):
+    """Sparse labels of a base that knows nothing of it, its gradient included; and one-channel labels of any base."""
+    ids, scores = rng.integers(0, 3, (2, 16, 16)), rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
+    ids[:, 9:] = ignored
+    base = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss_object = tfalign.ShiftInvariantLoss(base, ignore_class=ignored)
+
+    def value_and_gradient(labels, predictions):
+        with tf.GradientTape() as tape:
+            tape.watch(predictions)
+            loss = loss_object(labels, predictions)
+        return loss, tape.gradient(loss, predictions)
+
+    loss, gradient = run(value_and_gradient, ids.astype(np.float32), scores)
+    np.testing.assert_allclose(loss, base(ids[:, :9], scores[:, :9]), rtol=1e-5)
+    assert np.all(np.isfinite(gradient))
+    assert np.all(gradient[:, 9:] == 0)
+    assert np.any(gradient[:, :9] != 0)
+    mask = (ids[..., None] == 1).astype(np.float32)
+    mask[:, 9:] = ignored
+    loss = tfalign.ShiftInvariantLoss("mae", ignore_class=ignored)(mask, scores[..., :1])
+    np.testing.assert_allclose(loss, np.abs(mask - scores[..., :1])[:, :9].mean(), rtol=1e-5)
+
+
+def test_ignored_classes_need_one_channel(rng):
+    label, prediction = shifted_pair(rng)
+    with pytest.raises(ValueError, match="one channel"):
+        tfalign.ShiftInvariantLoss(ignore_class=1)(label, prediction)
 
 
 def test_default_bounds_shrink_only_where_they_must(rng):

@@ -11,15 +11,26 @@ from tfalign.ops import geometry, registration, resample
 
 
 class PixelLoss(NamedTuple):
-    """The loss per pixel, and how its inputs compare: class ids as labels, logits as predictions."""
+    """The loss per pixel, and how its inputs compare.
+
+    Attributes:
+        call: `(y_true, y_pred)` -> one value per pixel.
+        is_sparse: labels are class ids.
+        ignore_class: the id of pixels that do not count.
+        activation: makes probabilities of predictions that are logits.
+        similarity: the measure of `tfalign.register` that is minus its mean over the overlap, where there is one.
+        is_binary: each channel is a probability of its own.
+    """
 
     call: Callable
     is_sparse: bool = False
     ignore_class: int | None = None
     activation: Callable | None = None
+    similarity: str | None = None
+    is_binary: bool = False
 
     @classmethod
-    def resolved(cls, base):
+    def resolved(cls, base, ignore_class=None):
         if not (isinstance(base, (str, keras.losses.Loss)) or callable(base)) or isinstance(base, type):
             raise TypeError(
                 _checks.message(
@@ -29,7 +40,13 @@ class PixelLoss(NamedTuple):
             )
         function = keras.losses.get(base) if isinstance(base, str) else base
         if not isinstance(function, keras.losses.Loss):
-            return cls(call=function, is_sparse=function is keras.losses.sparse_categorical_crossentropy)
+            return cls(
+                call=function,
+                ignore_class=ignore_class,
+                is_sparse=function is keras.losses.sparse_categorical_crossentropy,
+                similarity=_EXACT_FUNCTIONS.get(function),
+                is_binary=function is keras.losses.binary_crossentropy,
+            )
         config, activation = function.get_config(), None
         if config.get("from_logits"):
             binary = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
@@ -37,9 +54,27 @@ class PixelLoss(NamedTuple):
         return cls(
             call=function.call,
             is_sparse=isinstance(function, keras.losses.SparseCategoricalCrossentropy),
-            ignore_class=config.get("ignore_class"),
+            ignore_class=config.get("ignore_class") if ignore_class is None else ignore_class,
             activation=activation,
+            similarity=None if config.get("label_smoothing") else _EXACT_CLASSES.get(type(function)),
+            is_binary=isinstance(function, keras.losses.BinaryCrossentropy),
         )
+
+
+_EXACT_FUNCTIONS = {
+    keras.losses.mean_absolute_error: "mae",
+    keras.losses.mean_squared_error: "mse",
+    keras.losses.binary_crossentropy: "cross_entropy",
+    keras.losses.categorical_crossentropy: "cross_entropy",
+    keras.losses.sparse_categorical_crossentropy: "cross_entropy",
+}
+_EXACT_CLASSES = {
+    keras.losses.MeanAbsoluteError: "mae",
+    keras.losses.MeanSquaredError: "mse",
+    keras.losses.BinaryCrossentropy: "cross_entropy",
+    keras.losses.CategoricalCrossentropy: "cross_entropy",
+    keras.losses.SparseCategoricalCrossentropy: "cross_entropy",
+}
 
 
 def paired(y_true, y_pred, base):
@@ -50,6 +85,14 @@ def paired(y_true, y_pred, base):
     if label.shape.rank == prediction.shape.rank - 1:
         label = label[..., tf.newaxis]
     channels = 1 if base.is_sparse else prediction.shape[-1]
+    if base.ignore_class is not None and channels != 1:
+        raise ValueError(
+            _checks.message(
+                "`ignore_class` needs labels of one channel.",
+                {"ignore_class": base.ignore_class, "y_pred.shape": _checks.shape_of(prediction)},
+                "Set the pixels that do not count to NaN.",
+            )
+        )
     if not label.shape.is_compatible_with([None] * (prediction.shape.rank - 1) + [channels]):
         raise ValueError(
             _checks.message(
@@ -81,7 +124,8 @@ def loss_on_overlap(label, valid, prediction, translation, base, *, subpixel):
         moved, inside = resample.shift_by_pixels(both, translation, shape)
     aligned, counts = moved[..., :-1], moved[..., -1] * inside > 0.999
     if base.is_sparse:
-        pixel_loss = base.call(aligned[..., 0], prediction)
+        # A number that is no class would spoil the gradient, though it does not count.
+        pixel_loss = base.call(tf.where(counts, aligned[..., 0], 0.0), prediction)
     else:
         # Whatever the base is there, its gradient must stay finite where no label counts.
         aligned = tf.where(counts[..., tf.newaxis], aligned, tf.stop_gradient(prediction))

@@ -31,7 +31,7 @@ class _Search(NamedTuple):
             max_shift = checked if isinstance(max_shift, (list, tuple)) else checked[0]
         return cls(
             max_shift=max_shift,
-            similarity=_checks.choice("similarity", similarity, registration.SIMILARITIES),
+            similarity=_checks.choice("similarity", similarity, (*registration.SIMILARITIES, "base")),
             subpixel=bool(subpixel),
             min_overlap=_checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0),
             min_confidence=_checks.number("min_confidence", min_confidence, at_least=0.0, at_most=1.0),
@@ -47,6 +47,7 @@ def shift_invariant_loss(
     similarity="ncc",
     subpixel=False,
     min_overlap=0.5,
+    ignore_class=None,
     min_confidence=0.5,
     drift=None,
 ):
@@ -60,9 +61,10 @@ def shift_invariant_loss(
         y_pred: predictions `(batch, *spatial, channels)`.
         base: see `ShiftInvariantLoss`, as the other options.
         max_shift: pixels, one number or one per axis.
-        similarity: any of `tfalign.register`.
+        similarity: any of `tfalign.register`, or "base".
         subpixel: move labels by fractions of a pixel too.
         min_overlap: see `tfalign.register`.
+        ignore_class: label pixels of this value do not count.
         min_confidence: a label known less well than this stays where it is.
         drift: `(d,)` pixels taken out of every shift.
 
@@ -79,7 +81,7 @@ def shift_invariant_loss(
         min_overlap=min_overlap,
         min_confidence=min_confidence,
     )
-    pixel_loss = PixelLoss.resolved(base)
+    pixel_loss = _comparable(PixelLoss.resolved(base, ignore_class), search, base)
     label, valid, prediction = paired(y_true, y_pred, pixel_loss)
     found = _registered(label, valid, prediction, pixel_loss, search)
     translation = found.translation if subpixel else tf.round(found.translation)
@@ -111,10 +113,13 @@ class ShiftInvariantLoss(_keras.Loss):
             A callable must be registered with Keras to be saved.
         max_shift: int >= 0, or one per spatial axis, pixels. By default 8, or less on an axis that would leave less
             overlap.
-        similarity: how prediction and label are compared, any of `tfalign.register`.
+        similarity: how prediction and label are compared, any of `tfalign.register`; "base" is the loss itself, for
+            mean absolute or squared error and cross-entropies.
         subpixel: move labels by fractions of a pixel too; interpolation blurs a label a little.
         center: take the drift out. Without it the network may settle beside its input.
         min_overlap: a shift counts when its overlap is at least this share of the largest.
+        ignore_class: label pixels of this value do not count, as in maps of class ids or binary masks with 255 for
+            unknown. By default that of the base, if it has one.
         min_confidence: a label whose shift is known with a lower probability stays in place.
         warmup_steps: training steps on the labels as they lie; "auto" starts to align once the shifts are confident.
         name, reduction, dtype: as in `keras.losses.Loss`; float32 or float64.
@@ -136,6 +141,7 @@ class ShiftInvariantLoss(_keras.Loss):
         subpixel=False,
         center=True,
         min_overlap=0.5,
+        ignore_class=None,
         min_confidence=0.5,
         warmup_steps="auto",
         name="shift_invariant_loss",
@@ -161,7 +167,8 @@ class ShiftInvariantLoss(_keras.Loss):
         self.min_confidence = min_confidence
         self.warmup_steps = warmup_steps
         self._search = search
-        self._base = PixelLoss.resolved(base)
+        self._base = _comparable(PixelLoss.resolved(base, ignore_class), search, base)
+        self.ignore_class = ignore_class
         self._state = None
         self._outputs = _OneOutput()
 
@@ -274,6 +281,7 @@ class ShiftInvariantLoss(_keras.Loss):
             "subpixel": self.subpixel,
             "center": self.center,
             "min_overlap": self.min_overlap,
+            "ignore_class": self.ignore_class,
             "min_confidence": self.min_confidence,
             "warmup_steps": self.warmup_steps,
         }
@@ -335,12 +343,32 @@ def _checked_weight(sample_weight):
     return sample_weight
 
 
+def _comparable(pixel_loss, search, base):
+    """`pixel_loss`, if labels can be registered by it when `search` asks for that."""
+    if search.similarity == "base" and pixel_loss.similarity is None:
+        raise ValueError(
+            _checks.message(
+                'similarity="base" needs a base whose mean over the overlap is known for every shift: mean absolute '
+                "error, mean squared error, or a binary, categorical or sparse categorical cross-entropy without label "
+                "smoothing.",
+                {"base": base},
+                'Or name a measure, as in similarity="ncc".',
+            )
+        )
+    return pixel_loss
+
+
 def _registered(label, valid, prediction, base, search):
     """Registers the label to the prediction, without gradient, at the default bounds clipped to the sizes."""
     rank = prediction.shape.rank - 2
     fixed = tf.stop_gradient(prediction if base.activation is None else base.activation(prediction))
     if base.is_sparse:
         label = tf.one_hot(tf.cast(tf.round(label[..., 0]), tf.int32), fixed.shape[-1], dtype=fixed.dtype)
+    similarity = search.similarity
+    if similarity == "base":
+        similarity = base.similarity
+        if base.is_binary:
+            fixed, label = (tf.concat([values, 1.0 - values], axis=-1) for values in (fixed, label))
     max_shift = search.max_shift
     if max_shift is None:
         max_shift = _default_bounds(prediction.shape[1:-1], label.shape[1:-1], search.min_overlap)
@@ -348,7 +376,7 @@ def _registered(label, valid, prediction, base, search):
         fixed,
         tf.stop_gradient(label),
         max_shift=_checks.pixels_per_axis("max_shift", max_shift, rank),
-        similarity=search.similarity,
+        similarity=similarity,
         moving_mask=valid,
         min_overlap=search.min_overlap,
     )

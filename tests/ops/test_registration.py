@@ -1,6 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 import tensorflow as tf
 from skimage.registration import phase_cross_correlation
 
@@ -243,6 +246,38 @@ def test_class_numbers_are_compared_with_probabilities(rng, run, has_channel):
     np.testing.assert_array_equal(found.translation, [[0, -5]] * 2)
     expected = tfalign.register(prediction, one_hot[:, 5:35, 10:40], **options)
     np.testing.assert_allclose(found.score, expected.score, rtol=1e-4)
+
+
+def test_mutual_information_is_that_of_scipy(rng):
+    """Entropies of NumPy's histograms of each overlap, by SciPy."""
+    fixed = rng.uniform(-3.0, 5.0, (40, 40))
+    moving = np.cos(2 * fixed) + 0.1 * rng.standard_normal((40, 40))
+    moving = np.clip(moving, *(moving.mean() + np.array([-2.9, 2.9]) * moving.std()))
+    found = tfalign.register(
+        fixed[None, ..., None], moving[None, ..., None], max_shift=2, similarity="mi", return_map=True
+    )
+    levels = 5  # floor of the root of 38 x 38 / 50
+    edges = [np.linspace(side.min(), side.max(), levels + 1) for side in (fixed, moving)]
+    for y, x in itertools.product(range(-2, 3), repeat=2):
+        left = fixed[max(-y, 0) : 40 - max(y, 0), max(-x, 0) : 40 - max(x, 0)]
+        right = moving[max(y, 0) : 40 - max(-y, 0), max(x, 0) : 40 - max(-x, 0)]
+        joint = np.histogram2d(left.ravel(), right.ravel(), bins=edges)[0]
+        marginals = (scipy.stats.entropy(joint.sum(axis=axis)) for axis in (0, 1))
+        np.testing.assert_allclose(
+            found.score_map[0, y + 2, x + 2], sum(marginals) - scipy.stats.entropy(joint.ravel()), rtol=1e-5
+        )
+
+
+def test_numbers_that_are_no_class_do_not_count(rng):
+    classes = rng.integers(0, 3, (2, 40, 40))
+    prediction = 0.7 * np.eye(3, dtype=np.float32)[classes][:, 8:32, 8:32] + 0.1
+    labels = classes[:, 5:35, 10:40].astype(np.int32)
+    unknown = rng.random(labels.shape) < 0.3
+    options = {"max_shift": 6, "similarity": "cross_entropy", "subpixel": False}
+    found = tfalign.register(prediction, np.where(unknown, 255, labels), **options)
+    expected = tfalign.register(prediction, labels, moving_mask=~unknown, **options)
+    np.testing.assert_array_equal(found.translation, [[0, -5]] * 2)
+    np.testing.assert_allclose(found.score, expected.score, rtol=1e-5)
 
 
 @pytest.mark.parametrize("measure", [name for name in SIMILARITIES if name not in PROBABILITIES])

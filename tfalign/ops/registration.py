@@ -91,7 +91,8 @@ def register(
     Args:
         fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
         moving: the same rank and channels; may be larger or smaller; both grids share one centre. A map of class
-            numbers (integers, one channel or none) is taken as one channel for each channel of `fixed`.
+            numbers (integers, one channel or none) is taken as one channel for each channel of `fixed`; other numbers
+            do not count.
         max_shift: int >= 0, or one per spatial axis, pixels.
         similarity: each over the overlap, higher is better. "ncc" (normalised cross-correlation; ignores gain and
             offset), "cc" (covariance), "mse", "mae" (minus the mean squared or absolute difference), "cross_entropy"
@@ -231,7 +232,8 @@ def one_hot_classes(moving, fixed):
         moving = moving[..., 0]
     if not is_map or moving.shape.rank != fixed.shape.rank - 1:
         return moving
-    return tf.one_hot(moving, classes, dtype=fixed.dtype)
+    one_hot = tf.one_hot(moving, classes, dtype=fixed.dtype)
+    return tf.where(tf.reduce_any(one_hot > 0.0, axis=-1, keepdims=True), one_hot, np.nan)
 
 
 def _same_kind(fixed, moving):

@@ -90,12 +90,17 @@ def _n_log_n(counts):
     return counts * tf.math.log(tf.where(counts > 0.0, counts, 1.0))
 
 
-def _indicators(values, mask, levels):
-    """`(batch, *spatial, levels)`: the weight of a pixel in the channel of its level.
+def value_range(values, mask):
+    """The ends of each sample's valid values, or three standard deviations from their mean where outliers lie further.
 
-    Levels are equal steps between the ends of each sample's valid values, or three standard deviations from their mean
-    where outliers lie further out.
+    `(batch, *(1 for each axis))` each, equal where nothing is valid.
     """
+    smallest, low, high = _range_above_smallest(values, mask)
+    return smallest + low, smallest + high
+
+
+def _range_above_smallest(values, mask):
+    """The smallest valid value, and the ends counted from it: a small range on a large base keeps its digits."""
     axes = list(range(1, values.shape.rank))
     counts = mask > 0
     weight = tf.maximum(tf.reduce_sum(tf.cast(counts, values.dtype), axis=axes, keepdims=True), 1.0)
@@ -107,6 +112,13 @@ def _indicators(values, mask, levels):
     variance = tf.reduce_sum(tf.where(counts, tf.square(spread - mean), 0.0), axis=axes, keepdims=True) / weight
     low = tf.maximum(mean - 3.0 * tf.sqrt(variance), 0.0)
     high = tf.minimum(mean + 3.0 * tf.sqrt(variance), largest - smallest)
+    return smallest, low, high
+
+
+def _indicators(values, mask, levels):
+    """`(batch, *spatial, levels)`: the weight of a pixel in the channel of its level, equal steps of `value_range`."""
+    smallest, low, high = _range_above_smallest(values, mask)
+    spread = tf.where(mask > 0, values - smallest, 0.0)
     step = tf.where(high > low, (high - low) / levels, 1.0)
     level = tf.clip_by_value(tf.cast(tf.floor((spread - low) / step), tf.int32), 0, levels - 1)
     return tf.one_hot(level[..., 0], levels, dtype=values.dtype) * mask
