@@ -208,7 +208,7 @@ def update(state, sums, *, warmup_steps, subpixel):
     is_ready = state.ready > 0.0
     push = _INERTIA * state.push + (1.0 - _INERTIA) * tf.where(is_ready, _applied(state, subpixel), 0.0)
     belief = _moved(belief, push)
-    belief = tf.where(_cellwise(is_ready), belief @ _FORMED, belief @ _FORMING)
+    belief @= tf.where(is_ready[0], _FORMED, _FORMING)
     belief += _RATE_CHANGE * (tf.reduce_sum(belief, axis=1, keepdims=True) * _SHARES - belief)
     belief, origin = _centered(belief / tf.reduce_sum(belief, axis=[1, 2], keepdims=True), state.origin)
     correction = _whole_correction(belief, origin, push, state.correction)
