@@ -17,39 +17,14 @@ import numpy as np
 from scipy import ndimage, special
 
 from tfalign import _checks
+from tfalign.ops import geometry
 
 SPLINE_MARGIN = 12  # pixels after which the filter of an order-5 spline has forgotten where its window ends (4e-5)
-ROTATION_PLANES = {1: (), 2: ((0, 1),), 3: ((1, 2), (0, 2), (0, 1))}  # in 3-D: about the plane, row and col axis
 
 
 def make_transforms(translation, *, rotation=None, shear=None, scale=None):
-    """Transforms `(count, d+1, d+1)` from their parameters: `T u = A u + translation`, A = R . shear . scale.
-
-    Args:
-        translation: `(count, d)` pixels; > 0: the label lies further down/right.
-        rotation: `(count, d(d-1)/2)` degrees. R = [[cos, -sin], [sin, cos]] on (row, col); in 3-D the product of the
-            rotations about the plane, row and col axis, in this order (that of col acts first).
-        shear: `(count, d(d-1)/2)` degrees: tan(shear) stands right of the diagonal of a unit matrix, for the same pairs
-            of axes, so that A determines all its parameters.
-        scale: `(count, d)` factors per axis; > 1 reads further out.
-    """
-    count, rank = np.shape(translation)
-    planes = ROTATION_PLANES[rank]
-    none = np.zeros((count, len(planes)))
-    angles = np.deg2rad(none if rotation is None else rotation)
-    slopes = np.tan(np.deg2rad(none if shear is None else shear))
-    turns, shears = np.tile(np.eye(rank), (2, count, 1, 1))
-    for (first, second), angle, slope in zip(planes, angles.T, slopes.T):
-        turn = np.tile(np.eye(rank), (count, 1, 1))
-        turn[:, first, first] = turn[:, second, second] = np.cos(angle)
-        turn[:, second, first] = np.sin(angle)
-        turn[:, first, second] = -np.sin(angle)
-        turns = turns @ turn
-        shears[:, first, second] = slope
-    transforms = np.tile(np.eye(rank + 1), (count, 1, 1))
-    transforms[:, :rank, :rank] = turns @ shears * (1.0 if scale is None else np.asarray(scale)[:, np.newaxis, :])
-    transforms[:, :rank, rank] = translation
-    return transforms
+    """Transforms `(count, d+1, d+1)` from their parameters, see `tfalign.ops.geometry`, in float64."""
+    return geometry.make(np.asarray(translation, np.float64), rotation=rotation, shear=shear, scale=scale).numpy()
 
 
 def draw_shifts(count, *, rank, max_shift, mean=0, paired=False, seed=0):
@@ -108,7 +83,7 @@ def draw_affine(
     max_scale = _checks.number("max_scale", max_scale, at_least=0.0)
     if rank == 1 and (max_rotation or max_shear):
         raise ValueError(_checks.message("`rank` must be 2 or 3 to rotate or shear.", {"rank": rank}))
-    planes = len(ROTATION_PLANES[rank])
+    planes = len(geometry.PLANES[rank])
     unit = _in_pairs(lambda n: rng.uniform(-1.0, 1.0, (n, 2 * rank + 2 * planes)), count, paired)
     shift, log_scale, angle, shear = np.split(unit, [rank, 2 * rank, 2 * rank + planes], axis=1)
     log_scale = np.repeat(log_scale[:, :1], rank, axis=1) if isotropic else log_scale
@@ -336,7 +311,7 @@ def remap_intensity(labels, *, kind, levels=32, seed=0):
 def _generator(count, rank, seed):
     """The generator of `seed`, once the number of draws and of axes are checked."""
     _checks.whole_number("count", count, at_least=0)
-    _checks.choice("rank", rank, tuple(ROTATION_PLANES))
+    _checks.choice("rank", rank, tuple(geometry.PLANES))
     return np.random.default_rng(seed)
 
 

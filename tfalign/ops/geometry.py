@@ -4,9 +4,36 @@ A transform is `(batch, d+1, d+1)`, homogeneous, and maps coordinates of the fix
 grid (a pull): `aligned(u) = moving(T u)`. Coordinates are pixels in the order (plane, row, col), counted from the
 centre of each grid, which is index `size // 2`; so the identity puts two grids of any size on one centre, and whole
 pixels stay whole for odd differences of size too.
+
+The linear part is A = R . shear . scale. R turns by angles in degrees, R = [[cos, -sin], [sin, cos]] on (row, col): an
+angle > 0 reads points turned counter-clockwise on the screen, so the aligned picture turns clockwise. In 3-D it is the
+product of the rotations about the plane, row and col axis, in this order (that of col acts first). shear is a unit
+matrix with tan(angle) right of its diagonal, for the same pairs of axes; scale is a factor per axis, > 1 reads further
+out. So A determines all its parameters.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import tensorflow as tf
+
+PLANES = {1: (), 2: ((0, 1),), 3: ((1, 2), (0, 2), (0, 1))}  # axes that each angle turns or shears
+
+
+class Parameters(NamedTuple):
+    """What a transform is made of.
+
+    Attributes:
+        translation: `(batch, d)` pixels.
+        rotation: `(batch, d(d-1)/2)` degrees.
+        shear: `(batch, d(d-1)/2)` degrees.
+        scale: `(batch, d)` factors.
+    """
+
+    translation: tf.Tensor
+    rotation: tf.Tensor
+    shear: tf.Tensor
+    scale: tf.Tensor
 
 
 def spatial_shape(tensor):
@@ -35,6 +62,104 @@ def from_translation(translation):
     matrix = tf.eye(rank + 1, batch_shape=[tf.shape(translation)[0]], dtype=translation.dtype)
     column = tf.concat([translation, tf.ones_like(translation[:, :1])], axis=-1)
     return tf.concat([matrix[:, :, :rank], column[:, :, tf.newaxis]], axis=-1)
+
+
+def make(translation, *, rotation=None, shear=None, scale=None):
+    """Transforms `(batch, d+1, d+1)` from their parameters, see `Parameters`; what is None is left out.
+
+    Gradient: exact, to all of them.
+    """
+    translation = tf.convert_to_tensor(translation)
+    rank, dtype = translation.shape[-1], translation.dtype
+    turn = linear = tf.eye(rank, batch_shape=[tf.shape(translation)[0]], dtype=dtype)
+    if shear is not None:
+        linear += _placed(PLANES[rank], tf.tan(_radians(shear, dtype)), rank)
+    if scale is not None:
+        linear *= tf.cast(scale, dtype)[:, tf.newaxis, :]
+    if rotation is not None:
+        angles = _radians(rotation, dtype)
+        for number, (first, second) in enumerate(PLANES[rank]):
+            sine, cosine = (function(angles[:, number : number + 1]) for function in (tf.sin, tf.cos))
+            entries = [(first, first), (second, second), (second, first), (first, second)]
+            values = tf.concat([cosine - 1.0, cosine - 1.0, sine, -sine], axis=-1)
+            one = tf.eye(rank, dtype=dtype) + _placed(entries, values, rank)
+            turn = tf.linalg.matmul(turn, one)
+        linear = tf.linalg.matmul(turn, linear)
+    top = tf.concat([linear, translation[:, :, tf.newaxis]], axis=-1)
+    return tf.concat([top, from_translation(translation)[:, -1:, :]], axis=-2)
+
+
+def decompose(transform):
+    """The `Parameters` that `make` makes `transform` of; a mirrored one has a negative last scale.
+
+    At a rotation of exactly 90 degrees about the row axis of a volume that about the col axis is given as 0.
+    """
+    linear = transform[..., :-1, :-1]
+    rank = linear.shape[-1]
+    # Gram-Schmidt: the columns of R, and the triangle shear . scale.
+    columns: list[tf.Tensor] = []
+    triangle: dict[tuple[int, int], tf.Tensor] = {}
+    for axis in range(rank):
+        rest = linear[..., axis]
+        for before, column in enumerate(columns):
+            triangle[before, axis] = tf.reduce_sum(column * linear[..., axis], axis=-1)
+            rest -= triangle[before, axis][..., tf.newaxis] * column
+        triangle[axis, axis] = tf.norm(rest, axis=-1)
+        columns.append(tf.math.divide_no_nan(rest, triangle[axis, axis][..., tf.newaxis]))
+    turn = tf.stack(columns, axis=-1)
+    mirrored = tf.where(_determinant(turn) < 0.0, -tf.ones_like(triangle[0, 0]), 1.0)
+    last = rank - 1
+    triangle[last, last] *= mirrored
+    turn = tf.concat([turn[..., :last], turn[..., last:] * mirrored[..., tf.newaxis, tf.newaxis]], axis=-1)
+    slopes = [tf.math.divide_no_nan(triangle[pair], triangle[pair[1], pair[1]]) for pair in PLANES[rank]]
+    none = tf.zeros_like(translation_of(transform)[..., :0])
+    return Parameters(
+        translation=translation_of(transform),
+        rotation=tf.stack(_angles(turn), axis=-1) * (180.0 / np.pi) if rank > 1 else none,
+        shear=tf.math.atan(tf.stack(slopes, axis=-1)) * (180.0 / np.pi) if rank > 1 else none,
+        scale=tf.stack([triangle[axis, axis] for axis in range(rank)], axis=-1),
+    )
+
+
+def _radians(degrees, dtype):
+    return tf.cast(degrees, dtype) * (np.pi / 180.0)
+
+
+def _placed(entries, values, rank):
+    """Matrices `(batch, rank, rank)` with `values` `(batch, len(entries))` at `entries`, 0 elsewhere."""
+    places = np.zeros((len(entries), rank, rank))
+    for number, entry in enumerate(entries):
+        places[(number, *entry)] = 1.0
+    return tf.einsum("bn,nij->bij", values, tf.constant(places, values.dtype))
+
+
+def _determinant(matrix):
+    """Of small matrices, by the first row: `tf.linalg.det` does not compile with XLA."""
+    rank = matrix.shape[-1]
+    if rank == 1:
+        return matrix[..., 0, 0]
+    total = 0.0
+    for column in range(rank):
+        minor = tf.gather(matrix[..., 1:, :], [one for one in range(rank) if one != column], axis=-1)
+        total += (-1.0) ** column * matrix[..., 0, column] * _determinant(minor)
+    return total
+
+
+def _angles(turn):
+    """The angles of rotation matrices, radians, in the order of `PLANES`."""
+    if turn.shape[-1] == 2:
+        return [tf.math.atan2(turn[..., 1, 0], turn[..., 0, 0])]
+    sine = tf.clip_by_value(-turn[..., 0, 2], -1.0, 1.0)
+    locked = tf.abs(sine) > 1.0 - 1e-6
+    return [
+        tf.where(
+            locked,
+            tf.math.atan2(turn[..., 2, 1], turn[..., 1, 1]),
+            tf.math.atan2(-turn[..., 1, 2], turn[..., 2, 2]),
+        ),
+        tf.math.asin(sine),
+        tf.where(locked, tf.zeros_like(sine), tf.math.atan2(-turn[..., 0, 1], turn[..., 0, 0])),
+    ]
 
 
 def translation_of(transform):
