@@ -1,6 +1,5 @@
 """`python -m benchmarks.quality quick|gate|full`: makes the missing runs, then the table and the figure."""
 
-import concurrent.futures
 import inspect
 import multiprocessing
 import os
@@ -59,6 +58,11 @@ def expected(tasks, cells, arms, seeds):
     return list(dict.fromkeys(every))
 
 
+def _done(run):
+    runs.do(run)
+    return run
+
+
 def main(
     form: Annotated[str, typer.Argument(help="quick, gate or full.")] = "quick",
     task: Annotated[list[str] | None, typer.Option(help="Only these tasks.")] = None,
@@ -85,15 +89,11 @@ def main(
             for run in track(todo, description=f"{len(todo)} runs", console=console):
                 runs.do(run)
         else:
+            # Not an executor: CPython's hangs when its processes are replaced (python/cpython#115634).
             context = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(
-                jobs, mp_context=context, initializer=runs.use_one_thread, max_tasks_per_child=20
-            ) as pool:
-                futures = {pool.submit(runs.do, run): run for run in todo}
-                finished = concurrent.futures.as_completed(futures)
-                for future in track(finished, total=len(todo), description=f"{len(todo)} runs", console=console):
-                    future.result()
-                    console.print(*futures[future], highlight=False)
+            with context.Pool(jobs, initializer=runs.use_one_thread, maxtasksperchild=20) as pool:
+                for run in track(pool.imap_unordered(_done, todo), total=len(todo), console=console):
+                    console.print(*run, highlight=False)
     rows = tables.summarise(**FORMS[form], inits=_INITS)
     tables.write(rows, form, f"python -m benchmarks.quality {form}")
     console.print(tables.markdown(rows), soft_wrap=True, highlight=False)
