@@ -58,11 +58,6 @@ def expected(tasks, cells, arms, seeds):
     return list(dict.fromkeys(every))
 
 
-def _done(run):
-    runs.do(run)
-    return run
-
-
 def main(
     form: Annotated[str, typer.Argument(help="quick, gate or full.")] = "quick",
     task: Annotated[list[str] | None, typer.Option(help="Only these tasks.")] = None,
@@ -92,8 +87,9 @@ def main(
             # Not an executor: CPython's hangs when its processes are replaced (python/cpython#115634).
             context = multiprocessing.get_context("spawn")
             with context.Pool(jobs, initializer=runs.use_one_thread, maxtasksperchild=20) as pool:
-                for run in track(pool.imap_unordered(_done, todo), total=len(todo), console=console):
-                    console.print(*run, highlight=False)
+                records = pool.imap_unordered(runs.do, todo)
+                for record in track(records, total=len(todo), description=f"{len(todo)} runs", console=console):
+                    console.print(*(record["key"][name] for name in Run._fields), highlight=False)
     rows = tables.summarise(**FORMS[form], inits=_INITS)
     tables.write(rows, form, f"python -m benchmarks.quality {form}")
     console.print(tables.markdown(rows), soft_wrap=True, highlight=False)
