@@ -76,9 +76,10 @@ class _RunningMean(tfalign.ShiftInvariantLoss):
 
     def _update(self, sums):
         state = drift.unpack(tf.convert_to_tensor(self.state))
-        mean = state.mean + 0.01 * (sums.shift / tf.maximum(sums.weight, 1e-6) - state.mean)
-        mean = tf.where(sums.weight > 0.0, mean, state.mean)
-        after = state._replace(mean=mean, correction=tf.round(mean), ready=tf.ones_like(mean))
+        # The belief stays as it began, even on both sides of its origin: the origin is the mean.
+        mean = state.origin + 0.01 * (sums.shift / tf.maximum(sums.weight, 1e-6) - state.origin)
+        mean = tf.where(sums.weight > 0.0, mean, state.origin)
+        after = state._replace(origin=mean, correction=tf.round(mean), ready=tf.ones_like(mean))
         return self.state.assign(drift.pack(after), read_value=False)
 
 
