@@ -366,6 +366,17 @@ def test_ignored_classes_do_not_count(rng):
     np.testing.assert_allclose(loss, plain, rtol=1e-5)
 
 
+def test_a_base_need_not_be_hashable(rng):
+    class Difference:
+        __hash__ = None
+
+        def __call__(self, y_true, y_pred):
+            return tf.reduce_mean(tf.abs(y_true - y_pred), axis=-1)
+
+    label, prediction = shifted_pair(rng)
+    np.testing.assert_array_equal(tfalign.shift_invariant_loss(label, prediction, Difference(), max_shift=3), [0, 0, 0])
+
+
 @pytest.mark.parametrize("ignored", [255, -1])
 def test_the_option_ignores_a_class_too(rng, run, ignored):
     """Sparse labels of a base that knows nothing of it, its gradient included; and one-channel labels of any base."""

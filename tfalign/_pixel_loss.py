@@ -44,7 +44,7 @@ class PixelLoss(NamedTuple):
                 call=function,
                 ignore_class=ignore_class,
                 is_sparse=function is keras.losses.sparse_categorical_crossentropy,
-                similarity=_EXACT_FUNCTIONS.get(function),
+                similarity=next((name for known, name in _EXACT_FUNCTIONS if known is function), None),
                 is_binary=function is keras.losses.binary_crossentropy,
             )
         config, activation = function.get_config(), None
@@ -61,13 +61,13 @@ class PixelLoss(NamedTuple):
         )
 
 
-_EXACT_FUNCTIONS = {
-    keras.losses.mean_absolute_error: "mae",
-    keras.losses.mean_squared_error: "mse",
-    keras.losses.binary_crossentropy: "cross_entropy",
-    keras.losses.categorical_crossentropy: "cross_entropy",
-    keras.losses.sparse_categorical_crossentropy: "cross_entropy",
-}
+_EXACT_FUNCTIONS = (  # not a dict: a user's callable need not be hashable
+    (keras.losses.mean_absolute_error, "mae"),
+    (keras.losses.mean_squared_error, "mse"),
+    (keras.losses.binary_crossentropy, "cross_entropy"),
+    (keras.losses.categorical_crossentropy, "cross_entropy"),
+    (keras.losses.sparse_categorical_crossentropy, "cross_entropy"),
+)
 _EXACT_CLASSES = {
     keras.losses.MeanAbsoluteError: "mae",
     keras.losses.MeanSquaredError: "mse",
