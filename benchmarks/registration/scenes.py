@@ -16,9 +16,13 @@ class Pairs(NamedTuple):
     crb: np.ndarray  # `(pairs, d)` px: standard deviation that no unbiased estimate goes below, per unit of noise
 
 
+def _frequencies(shape):
+    return np.meshgrid(*[np.fft.fftfreq(size) for size in shape], indexing="ij", sparse=True)
+
+
 def field(rng, shape, cut):
     """The spectrum of a real periodic field of unit variance: Gaussian, `cut` cycles/px wide, nothing above 0.4."""
-    axes = np.meshgrid(*[np.fft.fftfreq(size) for size in shape], indexing="ij", sparse=True)
+    axes = _frequencies(shape)
     spectrum = np.fft.fftn(rng.standard_normal(shape)) * np.exp(-0.5 * sum(axis**2 for axis in axes) / cut**2)
     for axis in axes:
         spectrum = spectrum * (np.abs(axis) < 0.4)
@@ -28,12 +32,12 @@ def field(rng, shape, cut):
 
 def moved(spectrum, shift):
     """The field, its content moved down/right by `shift` pixels."""
-    axes = np.meshgrid(*[np.fft.fftfreq(size) for size in spectrum.shape], indexing="ij", sparse=True)
+    axes = _frequencies(spectrum.shape)
     return np.fft.ifftn(spectrum * np.exp(-2j * np.pi * sum(axis * s for axis, s in zip(axes, shift)))).real
 
 
 def _slopes(spectrum):
-    axes = np.meshgrid(*[np.fft.fftfreq(size) for size in spectrum.shape], indexing="ij", sparse=True)
+    axes = _frequencies(spectrum.shape)
     return [np.fft.ifftn(2j * np.pi * axis * spectrum).real for axis in axes]
 
 

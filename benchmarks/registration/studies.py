@@ -124,13 +124,7 @@ def honesty(count):
 
 def calibration_error(confidence, hit, bins=10):
     """Expected calibration error: mean distance of confidence and share of hits over equal bins of confidence."""
-    number = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    return float(
-        sum(
-            abs(confidence[number == one].mean() - hit[number == one].mean()) * np.mean(number == one)
-            for one in np.unique(number)
-        )
-    )
+    return sum(abs(told - right) * number for told, right, number in _curve(confidence, hit, bins)) / len(hit)
 
 
 def _curve(confidence, hit, bins=10):
