@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import scipy.optimize
 
 
 def overlap_values(fixed, moving, fixed_mask, moving_mask, shift):
@@ -155,7 +156,7 @@ def aligned_loss(label, prediction, max_shift, similarity, pixel_loss, drift=0):
     """The loss of one sample: best whole-pixel shift, label moved back, mean over the overlap."""
     scores = score_map(prediction, label, max_shift, similarity, min_overlap=0.5)
     best = np.unravel_index(np.argmax(scores), scores.shape)
-    shift = [i - bound - drift for i, bound in zip(best, max_shift)]
+    shift = [i - bound - offset for i, bound, offset in zip(best, max_shift, np.broadcast_to(drift, len(best)))]
     ones = np.ones(prediction.shape[:-1]), np.ones(label.shape[:-1])
     left, right, _ = overlap_values(prediction, label, *ones, shift)
     return np.mean(pixel_loss(right, left))
@@ -213,3 +214,37 @@ def believed(belief, origin, *, mean, variance, fraction, telling, push, wander,
             wandered[:, to] += moved[:, cell] * share / sum(kernel.values())
     mixed = (1 - change) * wandered + change * np.outer(shares, wandered.sum(axis=0))
     return mixed / mixed.sum()
+
+
+def fraction(values, best, reach):
+    """Where the polynomial through up to `reach` values on either side of `best` has its maximum, from there."""
+    rank, window = values.ndim, values.shape
+    for near in (reach, 1):
+        counts = [2 * min(near, (length - 1) // 2) + 1 for length in window]
+        starts = [min(max(at - count // 2, 0), length - count) for at, count, length in zip(best, counts, window)]
+        if near == 1:
+            # One shift on either side, taken out of the wide window, so that at the border it looks inwards.
+            wide = [2 * min(reach, (length - 1) // 2) + 1 for length in window]
+            counts = [min(3, count) for count in wide]
+            starts = [min(max(at - 1, 0), length - count) for at, count, length in zip(best, counts, window)]
+        part = values[tuple(slice(start, start + count) for start, count in zip(starts, counts))]
+        if np.all(np.isfinite(part)):
+            break
+    else:
+        return np.zeros(rank)
+    nodes = [np.arange(start, start + count) - at for start, count, at in zip(starts, counts, best)]
+
+    def at(place):
+        total = part
+        for axis in range(rank):
+            weights = [
+                np.prod([(place[axis] - other) / (node - other) for other in nodes[axis] if other != node])
+                for node in nodes[axis]
+            ]
+            total = np.tensordot(weights, total, (0, 0))
+        return total
+
+    low = np.array([-0.499 if one > 0 else 0.0 for one in best])
+    high = np.array([0.499 if one < length - 1 else 0.0 for one, length in zip(best, window)])
+    found = scipy.optimize.minimize(lambda place: -at(place), np.zeros(rank), bounds=[(-1, 1)] * rank).x
+    return np.clip(found, low, high)

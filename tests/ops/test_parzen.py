@@ -24,6 +24,17 @@ def test_equals_the_reference(rng, run):
         np.testing.assert_allclose(found[sample], np.mean(each), rtol=1e-4)
 
 
+def test_levels_foretell_a_function_of_them(rng, run):
+    fixed = rng.uniform(-1, 1, (2, 40, 41, 2)).astype(np.float32)
+    moving = (np.cos(2 * fixed) + 0.1 * rng.standard_normal(fixed.shape)).astype(np.float32)
+    weight = (rng.random((2, 40, 41, 1)) > 0.2).astype(np.float32)
+    moving = np.where(weight > 0, moving, 1e6)
+    found = run(parzen.foretold, fixed, moving, weight)
+    np.testing.assert_allclose(found, np.cos(2 * fixed), atol=0.2)  # its windows round the ends off
+    assert np.mean(np.abs(found - np.cos(2 * fixed))) < 0.03
+    np.testing.assert_array_equal(run(parzen.foretold, fixed, moving, np.zeros_like(weight)), np.zeros_like(fixed))
+
+
 @pytest.mark.parametrize("shape", [(40,), (12, 13), (6, 7, 8)])
 def test_any_rank_and_any_gain(rng, shape):
     fixed, moving = rng.standard_normal((2, 3, *shape, 1)).astype(np.float32)

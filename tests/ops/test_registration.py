@@ -9,6 +9,7 @@ from skimage.registration import phase_cross_correlation
 
 import tfalign
 from tests import reference
+from tests.conftest import in_modes
 from tfalign.data import misalign
 from tfalign.ops import registration, spectral
 from tfalign.ops.similarity import information, sums
@@ -65,8 +66,9 @@ def map_error(actual, expected):
 
 
 @pytest.mark.parametrize(
-    ("measure", "fixed_size", "moving_size"),
-    [(name, *sizes) for name in SIMILARITIES for sizes in (SIZES if name in MOMENTS else SIZES[1::2])],
+    ("run", "measure", "fixed_size", "moving_size"),
+    in_modes([(name, *sizes) for name in SIMILARITIES for sizes in (SIZES if name in MOMENTS else SIZES[1::2])]),
+    indirect=["run"],
 )
 def test_score_map_equals_the_reference(rng, run, measure, fixed_size, moving_size):
     fixed, moving = pair_for(measure, rng, fixed_size, moving_size)
@@ -82,8 +84,11 @@ def test_score_map_equals_the_reference(rng, run, measure, fixed_size, moving_si
         assert map_error(found.score_map[sample], expected) < 3e-5
 
 
-@pytest.mark.parametrize("measure", SIMILARITIES)
-@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize(
+    ("run", "measure", "graded"),
+    in_modes(list(itertools.product(SIMILARITIES, [False, True]))),
+    indirect=["run"],
+)
 def test_masked_score_map_equals_the_reference(rng, run, measure, graded):
     fixed, moving = pair_for(measure, rng, (8, 9), (10, 9))
     fixed_mask = rng.random((2, 8, 9)) * (rng.random((2, 8, 9)) > 0.3)
@@ -303,8 +308,9 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(
-    ("measure", "fixed_size", "moving_size", "bound"),
-    [(name, *case) for name in SIMILARITIES for case in (KNOWN if name in MOMENTS else KNOWN[2::2])],
+    ("run", "measure", "fixed_size", "moving_size", "bound"),
+    in_modes([(name, *case) for name in SIMILARITIES for case in (KNOWN if name in MOMENTS else KNOWN[2::2])]),
+    indirect=["run"],
 )
 def test_known_shifts_are_recovered_exactly(rng, run, measure, fixed_size, moving_size, bound):
     rank = len(fixed_size)
@@ -430,8 +436,12 @@ KINDS = ["constant", "nan", "blank fixed", "masked", "zero", "inf", "both blank"
 
 
 @pytest.mark.parametrize(
-    ("measure", "kind"),
-    [(name, kind) for name in SIMILARITIES for kind in (KINDS if name in MOMENTS else KINDS[:4])] + [("phase", "nan")],
+    ("run", "measure", "kind"),
+    in_modes(
+        [(name, kind) for name in SIMILARITIES for kind in (KINDS if name in MOMENTS else KINDS[:4])]
+        + [("phase", "nan")]
+    ),
+    indirect=["run"],
 )
 def test_where_nothing_can_be_told_the_identity_is_kept(rng, run, measure, kind):
     fixed, moving = pair(rng, (12, 12), (16, 16))

@@ -107,7 +107,7 @@ def decompose(transform):
         triangle[axis, axis] = tf.norm(rest, axis=-1)
         columns.append(tf.math.divide_no_nan(rest, triangle[axis, axis][..., tf.newaxis]))
     turn = tf.stack(columns, axis=-1)
-    mirrored = tf.where(_determinant(turn) < 0.0, -tf.ones_like(triangle[0, 0]), 1.0)
+    mirrored = tf.where(determinant(turn) < 0.0, -tf.ones_like(triangle[0, 0]), 1.0)
     last = rank - 1
     triangle[last, last] *= mirrored
     turn = tf.concat([turn[..., :last], turn[..., last:] * mirrored[..., tf.newaxis, tf.newaxis]], axis=-1)
@@ -133,7 +133,7 @@ def _placed(entries, values, rank):
     return tf.einsum("bn,nij->bij", values, tf.constant(places, values.dtype))
 
 
-def _determinant(matrix):
+def determinant(matrix):
     """Of small matrices, by the first row: `tf.linalg.det` does not compile with XLA."""
     rank = matrix.shape[-1]
     if rank == 1:
@@ -141,7 +141,7 @@ def _determinant(matrix):
     total = 0.0
     for column in range(rank):
         minor = tf.gather(matrix[..., 1:, :], [one for one in range(rank) if one != column], axis=-1)
-        total += (-1.0) ** column * matrix[..., 0, column] * _determinant(minor)
+        total += (-1.0) ** column * matrix[..., 0, column] * determinant(minor)
     return total
 
 
@@ -194,3 +194,10 @@ def centered_grid(shape, dtype=tf.float32):
     """Centred coordinates `(*shape, d)` of every pixel of a grid with the given sizes (ints or scalar tensors)."""
     axes = [tf.cast(tf.range(size) - size // 2, dtype) for size in shape]
     return tf.stack(tf.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def transformed_grid(transform, shape):
+    """Centred moving coordinates `(batch, *shape, d)` of every pixel of a fixed grid with the given sizes."""
+    rank = len(shape)
+    points = tf.reshape(centered_grid(shape, transform.dtype), [1, -1, rank])
+    return tf.reshape(apply_to_points(transform, points), [-1, *shape, rank])

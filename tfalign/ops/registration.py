@@ -1,71 +1,18 @@
-"""Finds the transform that lays `moving` on `fixed`: every shift is scored, the best one is chosen."""
+"""Finds the transform that lays `moving` on `fixed`: every shift is scored, the best one is chosen.
 
-from typing import NamedTuple
+With rotation, scale or shear a grid of candidates starts where ranges are large, and Gauss-Newton steps refine.
+"""
 
 import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
-from tfalign.ops import geometry, resample
+from tfalign.ops import geometry, refine, resample, shifts, spline, start
+from tfalign.ops.shifts import Registration
 from tfalign.ops.similarity.measures import MEASURES
-from tfalign.ops.similarity.sums import Grids, has_texture, overlap_sums
+from tfalign.ops.similarity.sums import Grids, overlap_sums
 
 SIMILARITIES = tuple(MEASURES)
-
-
-class Registration(NamedTuple):
-    """What `register` found. All tensors; passes through `tf.function` and `tf.data`.
-
-    Attributes:
-        transform: `(batch, d+1, d+1)`, maps fixed -> moving coordinates, both counted from their grid's centre.
-        translation: `(batch, d)` pixels: how far down/right of the fixed content the moving content lies.
-        score: `(batch,)`, the similarity at the best whole-pixel shift; higher is better.
-        confidence: `(batch,)` in [0, 1]: the posterior probability that the best shift is within 1 px of the true one.
-        overlap: `(batch,)` in [0, 1], share of the fixed pixels that have a counterpart.
-        fixed_shape: `(d,)` int32, sizes of the fixed grid.
-        score_map: `(batch, *(2 * max_shift + 1))`, the score of every shift, index `max_shift` is no shift;
-            -inf where the overlap is below `min_overlap`. None unless asked for.
-        posterior_map: the same shape, sums to 1. None unless asked for.
-        channel_groups: `(channels,)` int32, which of the `groups` each channel belongs to. None without groups; with
-            them all the others but `fixed_shape` have an axis of groups after the batch.
-    """
-
-    transform: tf.Tensor
-    translation: tf.Tensor
-    score: tf.Tensor
-    confidence: tf.Tensor
-    overlap: tf.Tensor
-    fixed_shape: tf.Tensor
-    score_map: tf.Tensor | None = None
-    posterior_map: tf.Tensor | None = None
-    channel_groups: tf.Tensor | None = None
-
-    def warp(self, moving, *, interpolation="linear", fill_value=0.0):
-        """Lays `moving` on the fixed grid: `(aligned, mask)`, see `tfalign.warp`.
-
-        With `groups` each channel moves with its group, and the mask is `(batch, *output_shape, channels)`.
-        """
-        static = tf.get_static_value(self.fixed_shape)
-        shape = self.fixed_shape if static is None else [int(size) for size in static]
-        options = {"output_shape": shape, "interpolation": interpolation, "fill_value": fill_value}
-        if self.channel_groups is None:
-            return resample.warp(moving, self.transform, **options)
-        moving = tf.convert_to_tensor(moving)
-        rank = moving.shape.rank - 2
-        transforms = tf.gather(self.transform, self.channel_groups, axis=1)
-        channels_first = tf.transpose(moving, [0, rank + 1, *range(1, rank + 1)])
-        flat = tf.reshape(channels_first, tf.concat([[-1], tf.shape(moving)[1:-1], [1]], axis=0))
-        values, mask = resample.warp(flat, tf.reshape(transforms, [-1, rank + 1, rank + 1]), **options)
-
-        def channels_last(flat):
-            parts = tf.reshape(flat, tf.concat([tf.shape(channels_first)[:2], tf.stack(shape)], axis=0))
-            return tf.transpose(parts, [0, *range(2, rank + 2), 1])
-
-        return channels_last(values[..., 0]), channels_last(mask)
-
-    def inverse(self):
-        """The transforms `(batch, d+1, d+1)` the other way, moving -> fixed."""
-        return geometry.invert(self.transform)
 
 
 def register(
@@ -73,6 +20,9 @@ def register(
     moving,
     *,
     max_shift,
+    max_rotation=0.0,
+    max_scale=0.0,
+    max_shear=0.0,
     similarity="ncc",
     subpixel=True,
     fixed_mask=None,
@@ -82,11 +32,17 @@ def register(
     min_overlap=0.5,
     return_map=False,
 ):
-    """Registers each `moving` grid to its `fixed` one by exhaustive search over shifts.
+    """Registers each `moving` grid to its `fixed` one: exhaustive search over shifts, then what else is searched.
 
     Every whole-pixel shift of the window is scored over the overlap of the two grids. Of equally good shifts the
     smallest is taken, so where nothing can be told (flat, empty or fully masked data) the result is the identity with
     confidence 0.
+
+    Where rotation, scale or shear are searched, the best shift is refined by Gauss-Newton steps to the transform that
+    fits best, first on blurred grids. Ranges that move the border by more than 3 px (of a picture shrunk to 64 px) are
+    started from the best of a grid of rotations and scales, each with all its shifts; the time grows with their number
+    (some 70 for +-180 degrees, 225 for a scale of 1, 1000 for both). The transform is kept only where it gains more
+    than its parameters would on noise (Akaike's information criterion); elsewhere the result is the shift alone.
 
     Args:
         fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
@@ -94,18 +50,24 @@ def register(
             numbers (integers, one channel or none) is taken as one channel for each channel of `fixed`; other numbers
             do not count.
         max_shift: int >= 0, or one per spatial axis, pixels.
+        max_rotation: degrees, up to 180: of the picture, or about each axis of a volume. Where a grid would hold more
+            than 2000 candidates it turns volumes about one axis at a time, and the refinement does the rest.
+        max_scale: f, of factors `1 / (1 + f) .. 1 + f` for each axis; in such large grids all axes are scaled alike.
+        max_shear: degrees, up to 45, by refinement alone. Signals have no rotation and no shear.
         similarity: each over the overlap, higher is better. "ncc" (normalised cross-correlation; ignores gain and
             offset), "cc" (covariance), "mse", "mae" (minus the mean squared or absolute difference), "cross_entropy"
             (minus that of the label `moving` under the probabilities `fixed`; one channel: binary), "overlap" (soft
             Dice of values in [0, 1]), "mi", "nmi", "joint_entropy" (mutual information, its normalised form, minus the
             joint entropy, of levels of intensity: for pictures of another kind), "phase" (whitened correlation: sharp
             on textures, unreliable on smooth pictures, and not normalised by the overlap).
-        subpixel: refine the best shift by a parabola through its neighbours, at most half a pixel per axis.
+        subpixel: refine the best shift by a parabola through its neighbours, at most half a pixel per axis. A transform
+            that is more than a shift is always refined within pixels.
         fixed_mask, moving_mask: `(batch, *spatial)`, with or without a last axis of 1; weights in [0, 1] (larger ones
             count as 1), 0 = the pixel does not count. Non-finite pixels never count.
         groups: lists of channels, as in `[(0,), (1, 2)]`: each is registered by itself, and all results but
             `fixed_shape` gain an axis of groups after the batch.
-        pool: "batch" finds one shift for all samples, from the mean of their score maps.
+        pool: "batch" finds one shift for all samples, from the mean of their score maps; a transform from the sum of
+            their equations.
         min_overlap: a shift counts when its overlap is at least this share of the largest overlap of any shift.
         return_map: also return `score_map` and `posterior_map`.
 
@@ -118,21 +80,22 @@ def register(
     Gradient: none through the choice; exact through the score.
     Source: Padfield (2012), doi:10.1109/TIP.2011.2181402, for masked sums by FFT; the window is computed alone, and
         channels share one gain. Öfverstedt et al. (2022), doi:10.1016/j.patrec.2022.05.022, for joint histograms.
+        Akaike (1974), doi:10.1109/TAC.1974.1100705, for what a gain must exceed.
     """
     fixed = _checks.floating(fixed, "fixed")
     rank = _checks.spatial_rank("fixed", fixed)
     moving = _checks.floating(one_hot_classes(moving, fixed), "moving")
     fixed, moving = _same_kind(fixed, moving)
-    max_shift = _checks.pixels_per_axis("max_shift", max_shift, rank)
+    bounds = _checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank)
     _checks.choice("similarity", similarity, SIMILARITIES)
     _checks.choice("pool", pool, (None, "batch"))
     min_overlap = _checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0)
     fixed, fixed_mask = valid_pixels(fixed, fixed_mask, "fixed")
     moving, moving_mask = valid_pixels(moving, moving_mask, "moving")
-    _check_overlap(fixed, moving, max_shift, min_overlap)
+    _check_overlap(fixed, moving, bounds.max_shift, min_overlap)
 
     options = {
-        "max_shift": max_shift,
+        "bounds": bounds,
         "similarity": similarity,
         "subpixel": subpixel,
         "pool": pool,
@@ -153,62 +116,79 @@ def register(
     )
 
 
-def _registered(
-    fixed, moving, fixed_mask, moving_mask, *, max_shift, similarity, subpixel, pool, min_overlap, return_map
-):
+def _checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank):
+    """The bounds, of which signals have no angles."""
+    angles = {
+        "max_rotation": _checks.number("max_rotation", max_rotation, at_least=0.0, at_most=180.0),
+        "max_shear": _checks.number("max_shear", max_shear, at_least=0.0, at_most=45.0),
+    }
+    if rank == 1 and any(angles.values()):
+        raise ValueError(
+            _checks.message(
+                "`max_rotation` and `max_shear` must be 0 for signals, with one spatial axis.",
+                angles,
+                "Search `max_shift` and `max_scale`.",
+            )
+        )
+    return refine.Bounds(
+        max_shift=_checks.pixels_per_axis("max_shift", max_shift, rank),
+        max_scale=_checks.number("max_scale", max_scale, at_least=0.0),
+        **angles,
+    )
+
+
+def _registered(fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, subpixel, **options):
     """One transform for all channels, of checked arguments."""
-    grids = Grids.windowed(fixed, moving, fixed_mask, moving_mask, max_shift)
-    sums = overlap_sums(grids)
-    count = sums.count[:, 0]
-    measure = MEASURES[similarity]
-    # A little less than the share: the sums of graded weights are rounded.
-    enough = (count >= 0.9999 * min_overlap * _max_over_window(count)) & (count > 0.5)
-    scores = measure.score_map(grids, sums)[:, 0]
-    fit = scores if measure.evidence_map is measure.score_map else measure.evidence_map(grids, sums)[:, 0]
-
-    window = scores.shape[1:].as_list()
-    size = int(np.prod(window))
-    scores, fit, enough, count = (tf.reshape(one, [-1, size]) for one in (scores, fit, enough, count))
-    textured = has_texture(sums)
-    if pool == "batch":
-        # Samples without texture say nothing; a shift counts where it counts for every other sample.
-        everywhere = tf.reduce_all(enough | ~textured[:, tf.newaxis], axis=0, keepdims=True)
-        enough = tf.broadcast_to(everywhere, tf.shape(enough))
-    flat = tf.where(textured[:, tf.newaxis], scores, 0.0)
-    scores = tf.where(enough, _pooled(flat, textured) if pool == "batch" else flat, -np.inf)
-    best, is_known = _best_index(scores, window)
-    shift = tf.gather(_window_shifts(max_shift, fixed.dtype), best)
-    score = tf.gather(scores, best, batch_dims=1)
-
-    effective = _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift)
-    # Shifts that do not count take the sample's best value: whatever stands there must not set the scale.
-    top = tf.reduce_max(tf.where(enough, fit, fit.dtype.min), axis=-1, keepdims=True)
-    evidence = effective[:, tf.newaxis] * measure.log_likelihood(
-        tf.where(enough, fit, tf.where(top > fit.dtype.min, top, 0.0))
-    )
-    if pool == "batch":
-        evidence = tf.reduce_sum(tf.where(textured[:, tf.newaxis], evidence, 0.0), axis=0) + tf.zeros_like(evidence)
-    posterior = tf.stop_gradient(tf.nn.softmax(tf.where(enough, evidence, evidence.dtype.min), axis=-1))
-    confidence = tf.where(is_known, _mass_within_one_pixel(posterior, shift, max_shift), 0.0)
-    translation = tf.stop_gradient(shift + _parabola_offset(scores, best, window) if subpixel else shift)
-    return Registration(
-        transform=geometry.from_translation(translation),
-        translation=translation,
+    masks = fixed_mask, moving_mask
+    given = {"max_shift": bounds.max_shift, "similarity": similarity, **options}
+    shift, least = shifts.best_shift(fixed, moving, *masks, subpixel=subpixel, **given)
+    if not bounds.limits():
+        return shift
+    textured = shift.confidence > 0.0
+    common = {"bounds": bounds, "similarity": similarity, "textured": textured, "pool": options["pool"]}
+    plain, on_start = bounds.of_translation(shift.translation), shift
+    begin, filled = plain, spline.fill_holes(moving, moving_mask)
+    if start.is_needed(bounds, fixed):
+        linear = start.best_linear(fixed, moving, masks, min_overlap=options["min_overlap"], **common)
+        turn = bounds.transform(linear)
+        # As much as all shifts read.
+        window = [size + 2 * bound for size, bound in zip(geometry.spatial_shape(fixed), bounds.max_shift)]
+        turned = _read(filled, moving_mask, turn, window)
+        on_start, _ = shifts.best_shift(fixed, turned[0], fixed_mask, turned[1], subpixel=True, **given)
+        # T u = A (u + s)
+        begin = linear + bounds.of_translation(tf.linalg.matvec(turn[:, :-1, :-1], on_start.translation))
+    found = refine.refined(fixed, moving, masks, begin, plain, least=least, **common)
+    transform = bounds.transform(found.parameters)
+    aligned, mask = _read(filled, moving_mask, transform, geometry.spatial_shape(fixed))
+    price = float(begin.shape[-1] - len(bounds.max_shift))
+    gains = textured & (found.gain > price)
+    grids = Grids.windowed(fixed, aligned, fixed_mask, mask, [0] * len(bounds.max_shift))
+    score = tf.reshape(MEASURES[similarity].score_map(grids, overlap_sums(grids)), [-1])
+    if options["pool"] == "batch":
+        score = shifts.pooled(score[:, tf.newaxis], textured)[:, 0]
+    count = tf.reduce_sum(fixed_mask * mask, axis=list(range(1, mask.shape.rank)))
+    confidence = on_start.confidence * tf.where(found.settled, tf.ones_like(score), 0.5)
+    refined = on_start._replace(
+        transform=transform,
+        translation=geometry.translation_of(transform),
         score=tf.where(tf.math.is_finite(score), score, 0.0),
-        confidence=tf.stop_gradient(confidence),
-        overlap=tf.gather(count, best, batch_dims=1)
-        / tf.cast(tf.reduce_prod(geometry.spatial_shape(fixed)), fixed.dtype),
-        fixed_shape=tf.stack(geometry.spatial_shape(fixed)),
-        score_map=tf.reshape(scores, [-1, *window]) if return_map else None,
-        posterior_map=tf.reshape(posterior, [-1, *window]) if return_map else None,
+        confidence=confidence,
+        overlap=count / tf.cast(tf.reduce_prod(geometry.spatial_shape(fixed)), count.dtype),
     )
 
+    def chosen(more, less):
+        return None if less is None else tf.where(tf.reshape(gains, [-1] + [1] * (less.shape.rank - 1)), more, less)
 
-def _pooled(scores, textured):
-    """The mean over the samples that have texture, for every sample."""
-    weight = tf.cast(textured, scores.dtype)[:, tf.newaxis]
-    mean = tf.math.divide_no_nan(tf.reduce_sum(scores * weight, axis=0), tf.reduce_sum(weight, axis=0))
-    return mean + tf.zeros_like(scores)
+    fields = [chosen(*both) for both in zip(refined, shift._replace(fixed_shape=None))]
+    return Registration(*fields)._replace(fixed_shape=shift.fixed_shape)
+
+
+def _read(filled, mask, transform, shape):
+    """Values without holes, and weights, of the moving grid through a transform, on a grid of sizes `shape`."""
+    grid = geometry.transformed_grid(transform, shape)
+    values, inside = resample.sample(filled, grid, interpolation="cubic")
+    weight, _ = resample.sample(mask, grid, interpolation="linear")
+    return values, weight * inside[..., tf.newaxis]
 
 
 def _checked_groups(groups, channels):
@@ -310,90 +290,3 @@ def overlap_at_bound(fixed_sizes, moving_sizes, max_shift):
         ]
         share *= min(counts[0], counts[-1]) / max(max(counts), 1)
     return share
-
-
-def _max_over_window(values):
-    return tf.reduce_max(values, axis=list(range(1, values.shape.rank)), keepdims=True)
-
-
-def _window_shifts(max_shift, dtype):
-    """`(shifts, d)`: the shift of every entry of a flattened window."""
-    axes = [np.arange(-bound, bound + 1) for bound in max_shift]
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    return tf.constant(grid.reshape(-1, len(max_shift)), dtype=dtype)
-
-
-def _best_index(scores, window):
-    """Index of the best shift, of ties the smallest; and whether the map tells anything at all."""
-    finite = tf.math.is_finite(scores)
-    top = tf.reduce_max(tf.where(finite, scores, scores.dtype.min), axis=-1, keepdims=True)
-    lowest = tf.reduce_min(tf.where(finite, scores, scores.dtype.max), axis=-1, keepdims=True)
-    rounding = 2e-6 * tf.reduce_max(tf.where(finite, tf.abs(scores), 0.0), axis=-1, keepdims=True)
-    ties = finite & (scores >= top - rounding)
-    distance = sum(np.square(axis) for axis in np.meshgrid(*(np.arange(n) - n // 2 for n in window), indexing="ij"))
-    outward = np.argsort(distance.ravel(), kind="stable")
-    first = tf.argmax(tf.cast(tf.gather(ties, outward, axis=1), tf.int32), axis=-1, output_type=tf.int32)
-    return tf.gather(tf.constant(outward, tf.int32), first), (top - lowest > rounding)[:, 0]
-
-
-def _effective_pixels(fixed, moving, fixed_mask, moving_mask, shift):
-    """Number of independent pixels behind a score, `(batch,)`.
-
-    The variance of a correlation of two stationary fields grows by `sum_k r_residual(k) r_moving(k)`; with a
-    first-order autoregressive field along each axis that is (1 + p) / (1 - p), p the product of the two lag-1
-    autocorrelations.
-    Source: Bartlett (1946), doi:10.2307/2983611, applied per axis.
-    """
-    shape = geometry.spatial_shape(fixed)
-    aligned, inside = resample.shift_by_pixels(moving, shift, shape)
-    aligned_mask, _ = resample.shift_by_pixels(moving_mask, shift, shape)
-    weight = fixed_mask * aligned_mask * inside[..., tf.newaxis]
-    axes = list(range(1, fixed.shape.rank - 1))
-    count = tf.reduce_sum(weight, axis=axes, keepdims=True)
-    safe = tf.maximum(count, 1.0)
-    fixed = (fixed - tf.reduce_sum(fixed * weight, axis=axes, keepdims=True) / safe) * weight
-    aligned = (aligned - tf.reduce_sum(aligned * weight, axis=axes, keepdims=True) / safe) * weight
-    energy = tf.reduce_sum(tf.square(aligned), axis=axes + [fixed.shape.rank - 1], keepdims=True)
-    product = tf.reduce_sum(fixed * aligned, axis=axes + [fixed.shape.rank - 1], keepdims=True)
-    residual = fixed - aligned * tf.math.divide_no_nan(product, energy)
-    effective = tf.reshape(count, [-1])
-    for axis in axes:
-        together = _lag_one(residual, axis) * _lag_one(aligned, axis)
-        effective *= (1.0 - together) / (1.0 + together)
-    return tf.stop_gradient(effective)
-
-
-def _lag_one(values, axis):
-    """Lag-1 autocorrelation along one axis, `(batch,)` in [0, 0.999]."""
-    size = tf.shape(values)[axis]
-    first = tf.gather(values, tf.range(size - 1), axis=axis)
-    second = tf.gather(values, tf.range(1, size), axis=axis)
-    others = list(range(1, values.shape.rank))
-    energy = tf.reduce_sum(tf.square(values), axis=others)
-    return tf.clip_by_value(tf.math.divide_no_nan(tf.reduce_sum(first * second, axis=others), energy), 0.0, 0.999)
-
-
-def _mass_within_one_pixel(posterior, shift, max_shift):
-    """Posterior mass of the shifts at most 1 px from `shift` on every axis, `(batch,)`."""
-    shifts = _window_shifts(max_shift, posterior.dtype)
-    near = tf.reduce_all(tf.abs(shifts[tf.newaxis] - shift[:, tf.newaxis]) < 1.5, axis=-1)
-    return tf.minimum(tf.reduce_sum(tf.where(near, posterior, 0.0), axis=-1), 1.0)
-
-
-def _parabola_offset(scores, best, window):
-    """Vertex of the parabola through the best score and its two neighbours on each axis, within half a pixel."""
-    middle = tf.gather(scores, best, batch_dims=1)
-    offsets = []
-    stride = int(np.prod(window))
-    for length in window:
-        stride //= length
-        at = (best // stride) % length
-        inner = (at > 0) & (at < length - 1)
-        before = tf.gather(scores, tf.where(inner, best - stride, best), batch_dims=1)
-        after = tf.gather(scores, tf.where(inner, best + stride, best), batch_dims=1)
-        curvature = before - 2.0 * middle + after
-        usable = inner & tf.math.is_finite(curvature) & (curvature < 0)
-        vertex = tf.where(usable, 0.5 * (before - after), 0.0) / tf.where(usable, curvature, -1.0)
-        # Short of the half, so that rounding gives the whole-pixel shift back.
-        offsets.append(tf.clip_by_value(vertex, -0.499, 0.499))
-    return tf.stack(offsets, axis=-1)

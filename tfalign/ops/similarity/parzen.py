@@ -41,6 +41,23 @@ def mutual_information(fixed, moving, weight, *, levels=16):
     return tf.maximum(found / channels, 0.0)
 
 
+def foretold(fixed, moving, weight, *, levels=16):
+    """What the levels of `fixed` foretell of `moving`: its conditional mean, read back at every pixel.
+
+    Arguments as of `mutual_information`; `(batch, *spatial, channels)`, 0 where no pixel counts.
+    """
+    pixels = tf.reduce_prod(tf.shape(fixed)[1:-1])
+    flat_weight = tf.reshape(weight, [-1, pixels])
+    found = []
+    for channel in range(fixed.shape[-1]):
+        shares = tf.reshape(_shares(fixed[..., channel : channel + 1], weight, levels), [-1, pixels, levels])
+        values = tf.reshape(moving[..., channel], [-1, pixels])
+        sums = tf.einsum("bp,bpl->bl", flat_weight * values, shares)
+        means = tf.math.divide_no_nan(sums, tf.einsum("bp,bpl->bl", flat_weight, shares))
+        found.append(tf.reshape(tf.einsum("bl,bpl->bp", means, shares), tf.shape(moving)[:-1]))
+    return tf.stack(found, axis=-1)
+
+
 def _shares(values, weight, levels):
     """`(batch, *spatial, levels)`: the share of every level in a pixel, by a cubic B-spline of the distance."""
     low, high = (tf.stop_gradient(end) for end in value_range(values, weight))

@@ -1,0 +1,131 @@
+"""The best shift of score maps `(batch, shifts)`, flattened windows: in whole pixels, and within one."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from tfalign.ops import geometry
+
+_REACH = 4  # shifts on either side of the best one that the polynomial goes through
+_ITERATIONS = 4
+
+
+def window_shifts(max_shift, dtype):
+    """`(shifts, d)`: the shift of every entry of a flattened window."""
+    axes = [np.arange(-bound, bound + 1) for bound in max_shift]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    return tf.constant(grid.reshape(-1, len(max_shift)), dtype=dtype)
+
+
+def best_index(scores, window):
+    """Index of the best shift, of ties the smallest; and whether the map tells anything at all."""
+    finite = tf.math.is_finite(scores)
+    top = tf.reduce_max(tf.where(finite, scores, scores.dtype.min), axis=-1, keepdims=True)
+    lowest = tf.reduce_min(tf.where(finite, scores, scores.dtype.max), axis=-1, keepdims=True)
+    rounding = 2e-6 * tf.reduce_max(tf.where(finite, tf.abs(scores), 0.0), axis=-1, keepdims=True)
+    ties = finite & (scores >= top - rounding)
+    distance = sum(np.square(axis) for axis in np.meshgrid(*(np.arange(n) - n // 2 for n in window), indexing="ij"))
+    outward = np.argsort(distance.ravel(), kind="stable")
+    first = tf.argmax(tf.cast(tf.gather(ties, outward, axis=1), tf.int32), axis=-1, output_type=tf.int32)
+    return tf.gather(tf.constant(outward, tf.int32), first), (top - lowest > rounding)[:, 0]
+
+
+def fraction(values, best, window):
+    """How far from the whole-pixel shift `best` the maximum lies, `(batch, d)`, less than half a pixel per axis.
+
+    It is that of the polynomial through the values at up to four shifts on either side, found by Newton's method. A
+    measure of squares is, as a function of the shift, as smooth as the pictures are, so that the polynomial follows it
+    between whole pixels. Where values are missing it goes through one shift on either side; where they are missing
+    there too, or nothing is a maximum, the fraction is 0. At the window's border it points inwards.
+    """
+    dtype, rank = values.dtype, len(window)
+    at = [(best // math.prod(window[axis + 1 :])) % length for axis, length in enumerate(window)]
+    counts = [min(2 * _REACH, 2 * ((length - 1) // 2)) + 1 for length in window]
+    starts = [tf.clip_by_value(one - n // 2, 0, length - n) for one, n, length in zip(at, counts, window)]
+    index = tf.zeros([tf.shape(values)[0]] + [1] * rank, tf.int32)
+    for axis, (start, n, length) in enumerate(zip(starts, counts, window)):
+        along = [n if other == axis else 1 for other in range(rank)]
+        index = index * length + tf.reshape(start[:, tf.newaxis] + tf.range(n), [-1, *along])
+    around = tf.gather(values, index, batch_dims=1)
+
+    missing = tf.cast(~tf.math.is_finite(around), dtype)
+    is_whole = tf.reduce_sum(missing, axis=list(range(1, rank + 1))) == 0.0
+    tables, uses = [], []
+    for one, start, n in zip(at, starts, counts):
+        wide, narrow = _powers(n, n), _powers(n, min(n, 3))
+        chosen = tf.gather(tf.constant(np.stack([narrow, wide]), dtype), tf.cast(is_whole, tf.int32))
+        tables.append(tf.gather(chosen, one - start, axis=1, batch_dims=1))
+        uses.append(tf.gather(tf.constant(np.any(narrow != 0.0, axis=1)[:, np.newaxis], dtype), one - start))
+    lacks = tf.reshape(_contracted(missing, uses), [-1]) > 0.0
+    # From the best value, in units of the range: determinants of tiny or huge values would not be numbers.
+    away = tf.where(missing > 0.0, 0.0, around - tf.reshape(tf.gather(values, best, batch_dims=1), [-1] + [1] * rank))
+    extent = tf.reduce_max(tf.abs(away), axis=list(range(1, rank + 1)), keepdims=True)
+    coefficients = _contracted(tf.math.divide_no_nan(away, extent), tables)
+
+    found = tf.zeros([tf.shape(values)[0], rank], dtype)
+    for _ in range(_ITERATIONS):
+        step, is_maximum = _newton_step(coefficients, found)
+        found = tf.clip_by_value(found + tf.clip_by_value(step, -0.5, 0.5), -1.0, 1.0)
+    usable = is_maximum & (is_whole | ~lacks) & tf.reduce_all(tf.abs(step) < 0.1, axis=-1)
+    # Short of the half, so that rounding gives the whole-pixel shift back.
+    lowest = tf.stack([tf.where(one > 0, -0.499, 0.0) for one in at], axis=-1)
+    highest = tf.stack([tf.where(one < length - 1, 0.499, 0.0) for one, length in zip(at, window)], axis=-1)
+    found = tf.clip_by_value(found, tf.cast(lowest, dtype), tf.cast(highest, dtype))
+    return tf.where(usable[:, tf.newaxis], found, 0.0)
+
+
+def _powers(count, used):
+    """`(count, count, count)`: for each node that is the best one, what gives the coefficients of the powers of the
+    distance from it, of the polynomial through the `used` nodes around it.
+    """
+    tables = np.zeros((count, count, count))
+    for best in range(count):
+        first = min(max(best - used // 2, 0), count - used)
+        nodes = np.arange(first, first + used)
+        tables[best, :used, nodes] = np.linalg.inv(np.vander(nodes - best, increasing=True).astype(float)).T
+    return tables
+
+
+def _contracted(values, matrices):
+    """`values` `(batch, *sizes)` with each axis multiplied by its matrix `(batch, new, size)`."""
+    for matrix in matrices:
+        rest = values.shape[2:].as_list()
+        flat = tf.reshape(values, [-1, matrix.shape[2], math.prod(rest)])
+        # The axis in front goes to the back, so that after all of them the order is the first one.
+        moved = tf.linalg.matmul(flat, matrix, transpose_a=True, transpose_b=True)
+        values = tf.reshape(moved, [-1, *rest, matrix.shape[1]])
+    return values
+
+
+def _newton_step(coefficients, at):
+    """The step `(batch, d)` from `at` to where the polynomial's slope is 0, and whether it bends down there."""
+    rank = at.shape[-1]
+    bases = []
+    for axis in range(rank):
+        power = np.arange(coefficients.shape[axis + 1])
+        x, rows = at[:, axis, tf.newaxis], []
+        for order in range(3):
+            factor = np.prod([np.maximum(power - lower, 0) for lower in range(order)], axis=0) * np.ones(len(power))
+            rows.append(tf.constant(factor, x.dtype) * tf.pow(x, tf.constant(np.maximum(power - order, 0), x.dtype)))
+        bases.append(tf.stack(rows, axis=1))
+    derivatives = _contracted(coefficients, bases)
+    unit = np.eye(rank, dtype=int)
+
+    def derivative(orders):
+        return derivatives[(slice(None), *orders)]
+
+    slope = tf.stack([derivative(one) for one in unit], axis=-1)
+    bend = tf.stack([tf.stack([derivative(one + other) for one in unit], axis=-1) for other in unit], axis=-2)
+    # An axis of one shift has no slope; without a bend it would leave the others none either.
+    bend -= tf.constant(np.diag([size < 3 for size in coefficients.shape[1:]]), bend.dtype)
+    is_maximum = tf.ones_like(slope[:, 0], tf.bool)
+    for size in range(1, rank + 1):
+        is_maximum &= geometry.determinant(-bend[:, :size, :size]) > 0.0
+    volume = geometry.determinant(bend)
+    # Cramer's rule: a solver would raise where nothing bends.
+    step = [
+        -tf.math.divide_no_nan(geometry.determinant(tf.where(one > 0, slope[:, :, tf.newaxis], bend)), volume)
+        for one in unit
+    ]
+    return tf.stack(step, axis=-1), is_maximum

@@ -1,0 +1,400 @@
+"""Refines transforms by the slopes of the picture: damped Gauss-Newton steps on the similarity, kept where they gain.
+
+One warp per step: with `moved(u) = moving(T u)`, T of linear part A, a change dT of the transform changes `moved` by
+its own slopes on the fixed grid times `A^-1 dT u`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfalign.ops import evidence, geometry, resample, spline
+from tfalign.ops.similarity import parzen
+
+_STEPS = 20  # at most, at each level
+_WIDE = (1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 3.0, 2.0, 1.0)  # blurs, so that steps see farther
+# Between pixels a spline averages noise away, which would make fractions look better than whole pixels: what it takes
+# is taken from all of them.
+_FINE = (1.0, 2.0, 1.0)
+_SHORTER = 0.3  # a step that does not gain is tried again, so much shorter
+_DAMPING = 1e-4  # of the normal equations' diagonal
+_STILL, _SETTLED = 0.005, 0.1  # px, of the pixel that the next step would move farthest: stop there; call it found
+_DIFFERENCE = 2e-3  # of a parameter: px, radians, logarithm
+
+
+class Bounds(NamedTuple):
+    """What is searched, and how far: pixels for each axis, degrees, f = factors 1/(1+f) .. 1+f, degrees; 0 = not.
+
+    Parameters are `(batch, number)`: a translation in pixels, then of what is searched the rotations in radians, the
+    logarithms of the scales, the shears in radians.
+    """
+
+    max_shift: tuple[int, ...]
+    max_rotation: float = 0.0
+    max_scale: float = 0.0
+    max_shear: float = 0.0
+
+    def limits(self):
+        """The largest value of each parameter but the translation: arrays by name, in the order of the parameters."""
+        rank = len(self.max_shift)
+        planes = len(geometry.PLANES[rank])
+        named = {
+            "rotation": np.full(planes, np.deg2rad(self.max_rotation)),
+            "scale": np.full(rank, np.log1p(self.max_scale)),
+            "shear": np.full(planes, np.deg2rad(self.max_shear)),
+        }
+        return {name: limit for name, limit in named.items() if limit.size and limit[0] > 0.0}
+
+    def clipped(self, parameters):
+        """`parameters` inside the bounds; a full circle has none."""
+        limits = [np.array(self.max_shift) + 0.5, *self.limits().values()]
+        limit = np.concatenate(limits)
+        if self.max_rotation >= 180.0:
+            planes = len(geometry.PLANES[len(self.max_shift)])
+            limit[len(self.max_shift) :][:planes] = np.inf
+        return tf.clip_by_value(parameters, tf.constant(-limit, parameters.dtype), tf.constant(limit, parameters.dtype))
+
+    def of_translation(self, translation):
+        """The parameters of `translation` `(batch, d)` alone."""
+        others = sum(limit.size for limit in self.limits().values())
+        return tf.pad(translation, [[0, 0], [0, others]])
+
+    def transform(self, parameters):
+        """`(batch, d+1, d+1)`."""
+        parts, start = {}, len(self.max_shift)
+        for name, limit in self.limits().items():
+            part = parameters[:, start : start + limit.size]
+            parts[name] = tf.exp(part) if name == "scale" else part * (180.0 / np.pi)
+            start += limit.size
+        return geometry.make(parameters[:, : len(self.max_shift)], **parts)
+
+    def rates(self, parameters):
+        """`(batch, number, d, d+1)`: how fast the top of the transform changes with each parameter."""
+        rank, number = len(self.max_shift), parameters.shape[-1]
+        steps = _DIFFERENCE * tf.eye(number, dtype=parameters.dtype)
+
+        def tops(sign):
+            beside = tf.reshape(parameters[:, tf.newaxis] + sign * steps, [-1, number])
+            return tf.reshape(self.transform(beside)[:, :-1], [-1, number, rank, rank + 1])
+
+        return (tops(1.0) - tops(-1.0)) / (2.0 * _DIFFERENCE)
+
+
+class Level(NamedTuple):
+    """A pair of grids, ready to be compared under any transform."""
+
+    fixed: tf.Tensor  # (batch, *spatial, channels)
+    moving: tf.Tensor  # values, or the weights of their splines; without holes
+    fixed_mask: tf.Tensor  # (batch, *spatial, 1)
+    moving_mask: tf.Tensor
+    is_spline: bool
+
+    @classmethod
+    def fine(cls, fixed, moving, fixed_mask, moving_mask):
+        """The grids hardly smoothed, read by cubic splines."""
+        smooth = spline.fill_holes(spline.local_mean(moving, moving_mask, _FINE), moving_mask)
+        fixed = spline.local_mean(fixed, fixed_mask, _FINE)
+        return cls(fixed, spline.coefficients(smooth), fixed_mask, moving_mask, is_spline=True)
+
+    @classmethod
+    def blurred(cls, fixed, moving, fixed_mask, moving_mask):
+        """Both sides blurred, read linearly."""
+        moving = spline.local_mean(moving, moving_mask, _WIDE)
+        fixed = spline.local_mean(fixed, fixed_mask, _WIDE)
+        return cls(fixed, moving, fixed_mask, moving_mask, is_spline=False)
+
+    def moved(self, transform):
+        """The moving values on the fixed grid, and the weight of each pixel of both."""
+        coordinates = geometry.transformed_grid(transform, geometry.spatial_shape(self.fixed))
+        mask, inside = resample.sample(self.moving_mask, coordinates, interpolation="linear")
+        if self.is_spline:
+            values = resample.sample_splines(self.moving, coordinates)
+        else:
+            values, _ = resample.sample(self.moving, coordinates, interpolation="linear")
+        return values, self.fixed_mask * mask * inside[..., tf.newaxis]
+
+
+class View(NamedTuple):
+    """What a measure says of an aligned pair.
+
+    Attributes:
+        nats: `(batch,)`, log-likelihood per pixel, higher is better.
+        pull: `(batch, *spatial, channels)`, the change wanted of every moved value, times its weight.
+        weight: the weights, with channels or without.
+        trust: `(batch,)`, how much a sample's equations count beside another's.
+        common: moved values without their mean where the measure ignores their gain and offset, else None.
+    """
+
+    nats: tf.Tensor
+    pull: tf.Tensor
+    weight: tf.Tensor
+    trust: tf.Tensor
+    common: tf.Tensor | None
+
+
+def _total(values):
+    return tf.reduce_sum(values, axis=list(range(1, values.shape.rank)), keepdims=True)
+
+
+def _scalar(values):
+    return tf.reshape(values, [-1])
+
+
+def _without_mean(values, weight):
+    axes = list(range(1, values.shape.rank - 1))
+    count = tf.reduce_sum(weight, axis=axes, keepdims=True)
+    return values - tf.math.divide_no_nan(tf.reduce_sum(values * weight, axis=axes, keepdims=True), count)
+
+
+def _by_correlation(fixed, moved, weight):
+    """The fixed side is regressed on the moved one: the residual's share is 1 - ncc^2."""
+    fixed, moved = _without_mean(fixed, weight), _without_mean(moved, weight)
+    energy = _total(weight * tf.square(fixed))
+    gain = tf.math.divide_no_nan(_total(weight * fixed * moved), _total(weight * tf.square(moved)))
+    gain = tf.maximum(gain, 0.0)
+    residual = fixed - gain * moved
+    share = tf.where(energy > 0.0, tf.math.divide_no_nan(_total(weight * tf.square(residual)), energy), 1.0)
+    share = tf.maximum(share, 1e-10)
+    return View(
+        nats=_scalar(-0.5 * tf.math.log(share)),
+        pull=tf.math.divide_no_nan(weight * residual, gain),
+        weight=weight,
+        trust=_scalar(tf.math.divide_no_nan(tf.square(gain) * _total(weight), share * energy)),
+        common=moved,
+    )
+
+
+def _by_squares(fixed, moved, weight):
+    residual = fixed - moved
+    count = tf.maximum(_total(weight), 1.0)
+    spread = _total(weight * tf.square(_without_mean(fixed, weight))) / count
+    mean = _total(weight * tf.square(residual)) / count + 1e-10 * spread + 1e-36
+    return View(_scalar(-0.5 * tf.math.log(mean)), weight * residual, weight, _scalar(1.0 / mean), None)
+
+
+def _by_absolutes(fixed, moved, weight):
+    """Reweighted squares, whose stationary point is that of the absolutes."""
+    residual = fixed - moved
+    count = tf.maximum(_total(weight), 1.0)
+    spread = _total(weight * tf.abs(_without_mean(fixed, weight))) / count
+    mean = _total(weight * tf.abs(residual)) / count + 1e-5 * spread + 1e-18
+    weight = weight / tf.maximum(tf.abs(residual), 0.1 * mean)
+    return View(_scalar(-tf.math.log(mean)), weight * residual, weight, _scalar(1.0 / mean), None)
+
+
+def _by_information(fixed, moved, weight):
+    """Mutual information by Parzen windows; the length of the step is that of two Gaussian variables."""
+    with tf.GradientTape() as tape:
+        tape.watch(moved)
+        nats = parzen.mutual_information(fixed, moved, weight)
+    slope = tape.gradient(nats, moved)
+    centered = _without_mean(moved, weight)
+    unexplained = tf.reshape(tf.exp(-2.0 * nats), tf.shape(_total(weight)))
+    length = _total(weight * tf.square(centered)) * unexplained / tf.maximum(1.0 - unexplained, 1e-3)
+    trust = tf.math.divide_no_nan(_total(weight), length)
+    return View(nats, length * slope, weight, _scalar(trust), centered)
+
+
+VIEWS: dict[str, Callable] = {
+    "ncc": _by_correlation,
+    "cc": _by_correlation,
+    "phase": _by_correlation,
+    "mse": _by_squares,
+    "cross_entropy": _by_squares,
+    "overlap": _by_squares,
+    "mae": _by_absolutes,
+    "mi": _by_information,
+    "nmi": _by_information,
+    "joint_entropy": _by_information,
+}
+
+
+class Climb(NamedTuple):
+    """Where the steps are: the best parameters so far and their nats, the step to try from there, and its share."""
+
+    parameters: tf.Tensor
+    nats: tf.Tensor
+    first_nats: tf.Tensor  # of the first that was tried
+    step: tf.Tensor
+    share: tf.Tensor
+
+
+class Refined(NamedTuple):
+    """What was found: the gain is that of the log-likelihood over the plain shift's."""
+
+    parameters: tf.Tensor  # (batch, number)
+    gain: tf.Tensor  # (batch,) nats
+    settled: tf.Tensor  # (batch,), whether it had come to rest
+
+
+def refined(fixed, moving, masks, start, plain, *, bounds, similarity, least, textured, pool):
+    """Refines `start`, first on blurred grids, then on the grids as they are.
+
+    The result is never worse, by the measure's smooth form on the grids as they are, than `start` and `plain`. Nothing
+    raises on singular or non-finite data: then `plain` is kept.
+
+    Args:
+        fixed, moving: `(batch, *spatial, channels)`, finite.
+        masks: of both, `(batch, *spatial, 1)`.
+        start: `(batch, number)` parameters of `bounds`.
+        plain: the same of the best shift alone, for comparison.
+        bounds: `Bounds`.
+        similarity: name of the measure; "cc" and "phase" are refined by "ncc", "cross_entropy" and "overlap" by "mse",
+            the measures of histograms by mutual information from Parzen windows.
+        least: `(batch,)` pixels of overlap that a transform must keep.
+        textured: `(batch,)`, which samples say anything.
+        pool: "batch" refines one transform for all samples, by the sum of their equations.
+
+    Gradient: none.
+    Source: Baker & Matthews (2004), doi:10.1023/B:VISI.0000011205.11775.fd; gain and offset are eliminated as in
+        Golub & Pereyra (1973), doi:10.1137/0710036.
+    """
+    fixed, moving, start, plain, *masks = (tf.stop_gradient(one) for one in (fixed, moving, start, plain, *masks))
+    view = VIEWS[similarity]
+
+    def judged(level):
+        def at(parameters):
+            return _judged(level, parameters, view, bounds, least, textured, pool)
+
+        return at
+
+    coarse = judged(Level.blurred(fixed, moving, *masks))
+    rough = _climbed(coarse, start[tf.newaxis], bounds, fixed)
+    level = Level.fine(fixed, moving, *masks)
+    fine = judged(level)
+    done = _climbed(fine, tf.stack([plain, start, rough.parameters]), bounds, fixed)
+    moved, weight = level.moved(bounds.transform(done.parameters))
+    # Of another kind of picture only what the levels do not foretell is a residual.
+    told = parzen.foretold(level.fixed, moved, weight) if view is _by_information else level.fixed
+    pixels = evidence.effective_pixels(told, moved, weight, tf.ones_like(weight), tf.zeros_like(plain))
+    if pool == "batch":
+        pixels = _shared(tf.where(textured, pixels, 0.0))
+    gain = tf.where(done.nats > done.first_nats, pixels * (done.nats - done.first_nats), 0.0)
+    return Refined(done.parameters, gain, _farthest(done, bounds, fixed) < _SETTLED)
+
+
+def _farthest(now, bounds, fixed):
+    """How far the step to try next would move a pixel, at most, `(batch,)` px."""
+    change = tf.abs(bounds.transform(_trial(now, bounds)) - bounds.transform(now.parameters))[:, :-1]
+    sizes = tf.cast(tf.stack([*geometry.spatial_shape(fixed), 2]), fixed.dtype)
+    return tf.reduce_max(tf.linalg.matvec(change, sizes / 2.0), axis=-1)
+
+
+def _trial(now, bounds):
+    return bounds.clipped(now.parameters + now.share[:, tf.newaxis] * now.step)
+
+
+def _climbed(judged, known, bounds, fixed):
+    """Takes the best of `known` `(count, batch, number)`, then steps: full ones from a new best, else shorter ones."""
+    count = known.shape[0]
+
+    def body(number, now):
+        is_known = number < count
+        trial = tf.where(is_known, tf.gather(known, tf.minimum(number, count - 1)), _trial(now, bounds))
+        nats, step = judged(trial)
+        gains = nats > now.nats
+        row = gains[:, tf.newaxis]
+        return number + 1, Climb(
+            parameters=tf.where(row, trial, now.parameters),
+            nats=tf.where(gains, nats, now.nats),
+            first_nats=tf.where(number == 0, nats, now.first_nats),
+            step=tf.where(row, step, now.step),
+            share=tf.where(gains | is_known, 1.0, _SHORTER * now.share),
+        )
+
+    nothing = tf.zeros_like(known[0, :, 0])
+    first = Climb(known[0], nothing - np.inf, nothing, tf.zeros_like(known[0]), nothing + 1.0)
+
+    def is_on_the_way(number, now):
+        return (number < count) | tf.reduce_any(_farthest(now, bounds, fixed) > _STILL)
+
+    return tf.while_loop(is_on_the_way, body, (tf.constant(0), first), maximum_iterations=count + _STEPS)[1]
+
+
+def _judged(level, parameters, view, bounds, least, textured, pool):
+    """The nats `(batch,)` of transforms, -inf where the overlap is too small, and the step from there."""
+    transform = bounds.transform(parameters)
+    moved, weight = level.moved(transform)
+    seen = view(level.fixed, moved, weight)
+    velocities = tf.linalg.matmul(geometry.invert(transform)[:, tf.newaxis, :-1, :-1], bounds.rates(parameters))
+    normal, right = _equations(seen, moved, weight, velocities)
+    count = _scalar(_total(weight))
+    nats = tf.where(tf.math.is_finite(seen.nats) & (count >= least), seen.nats, -np.inf)
+    if pool == "batch":
+        row = textured[:, tf.newaxis]
+        normal = _shared(tf.where(row[..., tf.newaxis], seen.trust[:, tf.newaxis, tf.newaxis] * normal, 0.0))
+        right = _shared(tf.where(row, seen.trust[:, tf.newaxis] * right, 0.0))
+        count = tf.where(textured, tf.maximum(count, 1.0), 0.0)
+        total = _shared(tf.where(textured, count * nats, 0.0))
+        nats = tf.math.divide_no_nan(total, _shared(count))
+    return nats, _solved(normal, right)
+
+
+def _shared(values):
+    """The sum over the samples, for every sample."""
+    return tf.zeros_like(values) + tf.reduce_sum(values, axis=0)
+
+
+def _equations(seen, moved, weight, velocities):
+    """Normal equations `(batch, number, number)` and right sides `(batch, number)` of a step."""
+    rank = moved.shape.rank - 2
+    grid = geometry.centered_grid(geometry.spatial_shape(moved), moved.dtype)
+    points = tf.concat([grid, tf.ones_like(grid[..., :1])], axis=-1)
+    points = tf.reshape(points, [1, 1, -1, rank + 1])
+    changes = tf.zeros([], moved.dtype)
+    inner = tf.ones_like(weight)
+    for axis in range(rank):
+        before, after = (_beside(moved, axis + 1, step) for step in (-1, 1))
+        # A slope over the border of what is there would be none.
+        for step in (-1, 1):
+            inner *= tf.cast(_beside(weight, axis + 1, step) > 0.0, weight.dtype) * _is_inside(weight, axis + 1, step)
+        slope = _flat(0.5 * (after - before))
+        speed = tf.linalg.matmul(points, velocities[:, :, axis, :, tf.newaxis])[..., 0]
+        changes += slope[..., tf.newaxis] * tf.transpose(speed, [0, 2, 1])[:, :, tf.newaxis]
+    kept, pull = _flat(seen.weight * inner)[..., tf.newaxis], _flat(seen.pull * inner)[..., tf.newaxis]
+    if seen.common is not None:
+        changes = _without_mean(changes, kept)
+        common = _flat(seen.common)[..., tf.newaxis]
+        along = tf.reduce_sum(kept * common * changes, axis=[1, 2], keepdims=True)
+        changes -= common * tf.math.divide_no_nan(
+            along, tf.reduce_sum(kept * tf.square(common), axis=[1, 2], keepdims=True)
+        )
+    number = changes.shape[-1]
+    rows = tf.reshape(changes, [tf.shape(changes)[0], -1, number])
+    weighted = tf.reshape(changes * kept, tf.shape(rows))
+    return tf.linalg.matmul(weighted, rows, transpose_a=True), tf.reduce_sum(changes * pull, axis=[1, 2])
+
+
+def _flat(values):
+    """`(batch, pixels, channels)`."""
+    return tf.reshape(values, [tf.shape(values)[0], -1, values.shape[-1]])
+
+
+def _beside(values, axis, step):
+    """The value one pixel further on `axis`; at the border its own."""
+    size = tf.shape(values)[axis]
+    return tf.gather(values, tf.clip_by_value(tf.range(size) + step, 0, size - 1), axis=axis)
+
+
+def _is_inside(values, axis, step):
+    """Whether there is a pixel one further on `axis`, shaped to broadcast."""
+    size = tf.shape(values)[axis]
+    at = tf.range(size) + step
+    shape = [-1 if one == axis else 1 for one in range(values.shape.rank)]
+    return tf.reshape(tf.cast((at >= 0) & (at < size), values.dtype), shape)
+
+
+def _solved(normal, right):
+    """The step; 0 where the equations say nothing."""
+    diagonal = tf.linalg.diag_part(normal)
+    units = tf.where(diagonal > 0.0, tf.math.rsqrt(tf.where(diagonal > 0.0, diagonal, 1.0)), 0.0)
+    # With a diagonal of ones and the damping the matrix is positive definite: Cholesky cannot raise.
+    scaled = units[:, :, tf.newaxis] * normal * units[:, tf.newaxis, :]
+    wanted = units * right
+    usable = tf.reduce_all(tf.math.is_finite(scaled), axis=[1, 2]) & tf.reduce_all(tf.math.is_finite(wanted), axis=1)
+    identity = tf.eye(normal.shape[-1], dtype=normal.dtype)
+    scaled = tf.where(usable[:, tf.newaxis, tf.newaxis], scaled + _DAMPING * identity, identity)
+    wanted = tf.where(usable[:, tf.newaxis], wanted, 0.0)
+    return units * tf.linalg.cholesky_solve(tf.linalg.cholesky(scaled), wanted[..., tf.newaxis])[..., 0]
