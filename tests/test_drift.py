@@ -190,20 +190,20 @@ def test_auto_warmup_waits_for_confidence_but_not_long():
         state = step(state, [[0.0, 0.0]], warmup_steps="auto")
     assert state.ready[0] == 0
     state = step(state, [[0.0, 0.0]], warmup_steps="auto")
-    assert state.ready[0] == 1
+    assert state.ready[0] > 0
     doubtful = drift.initial((8,))
     for _ in range(99):
         doubtful = step(doubtful, [[0.0, 0.0]], confidence=0.6, warmup_steps="auto")
     assert doubtful.ready[0] == 0
     doubtful = step(doubtful, [[0.0, 0.0]], confidence=0.6, warmup_steps="auto")
-    assert doubtful.ready[0] == 1
+    assert doubtful.ready[0] > 0
 
 
 def test_a_given_warmup_counts_batches():
     state = drift.initial((8,))
     for expected in (0, 0, 1):
         state = step(state, [[1.0, 1.0]], warmup_steps=3)
-        assert state.ready[0] == expected
+        assert (state.ready[0] > 0) == bool(expected)
 
 
 def test_unknown_and_non_finite_shifts_do_not_count():

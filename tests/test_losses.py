@@ -106,11 +106,12 @@ def test_the_given_drift_is_taken_out(rng):
     label, prediction = shifted_pair(rng)
     loss = tfalign.shift_invariant_loss(label, prediction, max_shift=3, drift=(1.0, 0.0))
     for sample in range(3):
+        options = {"drift": np.array([1, 0])}
         expected = reference.aligned_loss(
-            label[sample], prediction[sample], (3, 3), "ncc", PIXEL_LOSSES["mae"], drift=np.array([1, 0])[0]
+            label[sample], prediction[sample], (3, 3), "ncc", PIXEL_LOSSES["mae"], **options
         )
-        assert loss[sample] > 0.1
-        assert np.isfinite(expected)
+        np.testing.assert_allclose(loss[sample], expected, rtol=1e-4)
+    assert np.min(loss) > 0.1
 
 
 def test_the_gradient_equals_that_of_the_base_on_the_aligned_label(rng, run):
@@ -125,6 +126,35 @@ def test_the_gradient_equals_that_of_the_base_on_the_aligned_label(rng, run):
 
     expected = 2 * (noisy - prediction) / prediction[0].size
     np.testing.assert_allclose(run(gradient, label, noisy), expected, atol=1e-6)
+
+
+def test_the_gradient_is_small_at_first_and_rises_to_that_of_the_base(rng, run):
+    label, prediction = shifted_pair(rng, shift=(0, 0))
+    noisy = prediction + 0.05 * rng.standard_normal(prediction.shape).astype(np.float32)
+    loss = tfalign.ShiftInvariantLoss("mse", max_shift=3, warmup_steps=2)
+    assert loss.state is not None  # made before any function is traced
+
+    def gradient(y, p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            value = loss(y, p)
+        return tape.gradient(value, p)
+
+    full = 2 * (noisy - prediction) / prediction.size
+    shares = [float(np.sum(run(gradient, label, noisy) * full) / np.sum(full**2)) for _ in range(104)]
+    np.testing.assert_allclose(shares[:2], [0.3, 0.3], atol=1e-4)
+    np.testing.assert_allclose(shares[2:102], 0.3 + 0.007 * np.arange(1, 101), atol=1e-4)
+    np.testing.assert_allclose(shares[102:], 1.0, atol=1e-4)
+
+
+def test_without_a_warmup_the_gradient_is_that_of_the_base_at_once(rng):
+    label, prediction = shifted_pair(rng, shift=(0, 0))
+    variable = tf.Variable(prediction + np.float32(0.05))
+    with tf.GradientTape() as tape:
+        value = tfalign.ShiftInvariantLoss("mse", max_shift=3, warmup_steps=0)(label, variable)
+    np.testing.assert_allclose(
+        tape.gradient(value, variable), np.full_like(prediction, 0.1 / prediction.size), rtol=1e-3
+    )
 
 
 def test_non_finite_label_pixels_are_left_out(rng, run):

@@ -31,6 +31,7 @@ _CELLS = 2 * _REACH * _CELLS_PER_PIXEL + 1
 
 _READY_CONFIDENCE = 0.75  # registration is trusted once the running mean confidence of the batches reaches this
 _LONGEST_WARMUP = 100  # updates; noisy labels may never look confident, and the plain loss blurs what was there
+_SETTLING = 100.0  # updates that `ready` takes to rise
 _CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 14 certain batches to be ready
 _FIRST_VARIANCE = 1.0  # px^2 of the belief before the first batch
 _MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
@@ -76,7 +77,7 @@ class DriftState(NamedTuple):
     batches: tf.Tensor  # that told a shift
     confidence: tf.Tensor  # running mean, from 0
     updates: tf.Tensor  # batches seen
-    ready: tf.Tensor  # 1.0 once registration is trusted
+    ready: tf.Tensor  # above 0 once registration is trusted, and then rises to 1
 
     @property
     def mean(self):
@@ -235,7 +236,7 @@ def update(state, sums, *, warmup_steps, subpixel):
         batches=state.batches + tf.cast(known, tf.float32),
         confidence=confidence,
         updates=updates,
-        ready=tf.maximum(state.ready, tf.cast(now_ready, tf.float32)),
+        ready=tf.where(is_ready | now_ready, tf.minimum(state.ready + 1.0 / _SETTLING, 1.0), 0.0),
     )
     return DriftState(
         *(tf.where(_cellwise(seen) if new.shape.rank > 1 else seen, new, old) for new, old in zip(after, state))

@@ -12,6 +12,7 @@ from tfalign._pixel_loss import PixelLoss, loss_on_overlap, paired
 from tfalign.ops import registration
 
 DEFAULT_MAX_SHIFT = 8
+_WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned; it then rises to 1
 
 
 class _Search(NamedTuple):
@@ -122,6 +123,7 @@ class ShiftInvariantLoss(_keras.Loss):
             unknown. By default that of the base, if it has one.
         min_confidence: a label whose shift is known with a lower probability stays in place.
         warmup_steps: training steps on the labels as they lie; "auto" starts to align once the shifts are confident.
+            The gradient counts by 0.3 until then, and rises to its full size over the next 100 steps.
         name, reduction, dtype: as in `keras.losses.Loss`; float32 or float64.
 
     Raises:
@@ -234,21 +236,27 @@ class ShiftInvariantLoss(_keras.Loss):
             offset = drift.correction(state, rank=translation.shape[-1], subpixel=self.subpixel)
             translation -= tf.cast(offset, translation.dtype)
         trusted = found.confidence >= self.min_confidence
+        gradient_share = 1.0
         if self.warmup_steps != 0:
             trusted &= state.ready[0] > 0.0
+            gradient_share = _WARMUP_GRADIENT + (1.0 - _WARMUP_GRADIENT) * state.ready[0]
         translation = tf.where(trusted[:, tf.newaxis], translation, 0.0)
         sums = drift.batch_sums(found.translation, found.confidence, min_confidence=self.min_confidence)
-        prediction = self._updating_on_backward(prediction, sums)
+        prediction = self._updating_on_backward(prediction, sums, gradient_share)
         return loss_on_overlap(label, valid, prediction, translation, self._base, subpixel=self.subpixel)
 
-    def _updating_on_backward(self, prediction, sums):
-        """The identity; its gradient updates the state, so that training does and evaluation does not."""
+    def _updating_on_backward(self, prediction, sums, gradient_share):
+        """The identity; its gradient updates the state, so that training does and evaluation does not.
+
+        At first the gradient is scaled down: labels that do not lie on their inputs give large ones, which optimizers
+        with a memory of squares would otherwise hold against the small ones of aligned labels for long.
+        """
 
         @tf.custom_gradient
         def identity(values):
             def gradient(upstream):
                 with tf.control_dependencies([self._update(sums)]):
-                    return tf.identity(upstream)
+                    return upstream * tf.cast(gradient_share, upstream.dtype)
 
             return tf.identity(values), gradient
 
