@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tfalign._version import __version__
 from tfalign.jobs import demo as demo_job
+from tfalign.jobs import export as export_job
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _console = Console()
@@ -55,6 +56,36 @@ def demo(
         soft_wrap=True,
     )
     _console.print(f"Look at {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A Keras file, `….keras`.")],
+    directory: Annotated[Path, typer.Argument(help="The model's base path, as TF Serving polls it.")],
+    version: Annotated[int | None, typer.Option(help="By default one more than the highest there.")] = None,
+    tile: Annotated[int | None, typer.Option(help="Pixels a side: larger images are cut into tiles.")] = None,
+    tile_overlap: Annotated[int | None, typer.Option(help="Pixels that two tiles share; a quarter of a tile.")] = None,
+    offset: Annotated[
+        str | None, typer.Option(help="Pixels by which predictions lie too far down/right: ROW,COL.")
+    ] = None,
+    max_shift: Annotated[
+        int | None, typer.Option(help="Also serve `register`, for shifts of up to these pixels.")
+    ] = None,
+):
+    """Writes a Keras model as the next version folder of a model that TF Serving serves.
+
+    Example: tfalign export runs/demo/tfalign.keras served/stain --tile 512 --max-shift 8
+    """
+    path = export_job.run(
+        model,
+        directory,
+        version=version,
+        tile=tile,
+        tile_overlap=tile_overlap,
+        offset=0.0 if offset is None else tuple(offset.split(",")),
+        register=None if max_shift is None else {"max_shift": max_shift},
+    )
+    _console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

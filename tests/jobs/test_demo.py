@@ -47,10 +47,14 @@ def test_the_page_is_self_contained(folder):
 
 def test_the_saved_model_predicts_as_the_network(folder, rng):
     inputs = rng.random((2, 24, 40, 1)).astype(np.float32)
-    served = tf.saved_model.load(str(folder / "saved_model" / "1")).signatures["serving_default"]
-    (output,) = served(tf.constant(inputs)).values()
+    served = tf.saved_model.load(str(folder / "saved_model/tissue_stain/1")).signatures["serving_default"]
+    output = served(inputs=tf.constant(inputs))["prediction"]
     expected = keras.models.load_model(folder / "tfalign.keras")(inputs)
     np.testing.assert_allclose(output, expected, atol=1e-5)
+    card = (folder / "saved_model/tissue_stain/1/README.md").read_text()
+    psnr = json.loads((folder / "metrics.json").read_text())["arms"]["tfalign"]["psnr"]
+    assert f"PSNR {psnr:.2f} dB" in card
+    assert "`tfalign demo --seed 5 --max-shift 4 --steps 3`" in card
 
 
 def test_a_finished_run_is_not_trained_again(folder):

@@ -1,4 +1,4 @@
-"""Files of a run folder: written beside and renamed, so that a kill leaves the old one or the new one."""
+"""Files of a run folder, each written beside and renamed."""
 
 import json
 import os
@@ -6,14 +6,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from tfalign._files import write_text
 from tfalign._version import __version__
-
-
-def write_text(path, text):
-    """Writes `text` to `path` in one step."""
-    beside = Path(f"{path}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def write_json(path, content):

@@ -1,0 +1,1 @@
+"""What exports need and how other runtimes read them."""

@@ -1,0 +1,69 @@
+"""Small networks whose geometry is known."""
+
+import keras
+import numpy as np
+
+import tfalign
+
+LAYERS = keras.layers
+
+
+def randomized(model, seed=0):
+    """The same weights in every lane; biases too, so that a border shows."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.normal(0.0, 0.3, weight.shape) for weight in model.get_weights()])
+    return model
+
+
+def unet(rank=2, inputs=1, outputs=2, padding="same", depth=2):
+    return randomized(
+        tfalign.models.unet(
+            rank=rank, input_channels=inputs, output_channels=outputs, filters=2, depth=depth, padding=padding
+        )
+    )
+
+
+def pooled(stride=4, *, skip_first=True):
+    """A textbook U-Net: pooled without padding and joined without a crop, so it takes multiples of `stride` alone."""
+    inputs = keras.Input((None, None, 1))
+    skip = LAYERS.Conv2D(3, 3, padding="same", activation="relu")(inputs)
+    low = LAYERS.Conv2D(3, 3, padding="same", activation="relu")(LAYERS.MaxPooling2D(stride)(skip))
+    high = LAYERS.Conv2DTranspose(3, stride, strides=stride)(low)
+    joined = LAYERS.Concatenate()([skip, high] if skip_first else [high, skip])
+    return randomized(keras.Model(inputs, LAYERS.Conv2D(2, 3, padding="same")(joined)))
+
+
+def pooled_planes(stride=(1, 2, 2)):
+    """A volume's network that pools rows and columns, not planes."""
+    inputs = keras.Input((None, None, None, 1))
+    low = LAYERS.Conv3D(2, 3, padding="same")(LAYERS.MaxPooling3D(stride)(inputs))
+    high = LAYERS.Conv3DTranspose(2, stride, strides=stride)(low)
+    return randomized(keras.Model(inputs, LAYERS.Concatenate()([inputs, high])))
+
+
+def odd():
+    """A network that loses a pixel and then pools, so that it takes odd sizes without dropping another."""
+    inputs = keras.Input((None, None, 1))
+    low = LAYERS.MaxPooling2D(2)(LAYERS.Conv2D(2, 2)(inputs))
+    return randomized(keras.Model(inputs, LAYERS.Conv2DTranspose(1, 2, strides=2)(low)))
+
+
+def fixed(size=32):
+    """A network that was built for one size."""
+    inputs = keras.Input((size, size, 3))
+    return randomized(keras.Model(inputs, LAYERS.Conv2D(1, 5, padding="same")(inputs)))
+
+
+def enlarging():
+    inputs = keras.Input((None, None, 1))
+    return keras.Model(inputs, LAYERS.Conv2DTranspose(1, 2, strides=2)(inputs))
+
+
+def shifting(offset, channels=1):
+    """A network whose prediction is its input, moved down/right by `offset` pixels, at most 2 a side."""
+    inputs = keras.Input((None, None, channels))
+    model = keras.Model(inputs, LAYERS.Conv2D(channels, 5, padding="same", use_bias=False)(inputs))
+    kernel = np.zeros((5, 5, channels, channels), np.float32)
+    kernel[2 - offset[0], 2 - offset[1]] = np.eye(channels)
+    model.set_weights([kernel])
+    return model

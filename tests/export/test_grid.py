@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.export import networks
+from tfalign.export import grid
+
+
+@pytest.mark.parametrize(
+    ("make", "strides", "losses"),
+    [
+        (networks.unet, (1, 1), (0, 0)),
+        (lambda: networks.unet(rank=1), (1,), (0,)),
+        (networks.pooled, (4, 4), (0, 0)),
+        (lambda: networks.pooled(3, skip_first=False), (3, 3), (0, 0)),
+        (lambda: networks.unet(padding="valid"), (2, 2), (16, 16)),
+        (lambda: networks.unet(padding="valid", depth=3), (4, 4), (40, 40)),
+        (lambda: networks.unet(rank=1, padding="valid", depth=1), (1,), (4,)),
+        (networks.odd, (2, 2), (1, 1)),
+        (networks.pooled_planes, (2, 2, 2), (0, 0, 0)),
+    ],
+)
+def test_strides_and_losses_are_found(make, strides, losses):
+    axes = grid.axes_of(make())
+    assert tuple(axis.stride for axis in axes) == strides
+    assert tuple(axis.loss for axis in axes) == losses
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: networks.unet(depth=3), lambda: networks.unet(padding="valid", depth=3), networks.odd]
+)
+def test_a_run_gives_what_the_trace_says(make):
+    model = make()
+    axis, _ = grid.axes_of(model)
+    for size in range(axis.loss + 1, axis.loss + 2 * axis.stride + 1):
+        taken = axis.taken_size(size)
+        assert size <= taken < size + axis.stride
+        assert model(np.zeros((1, taken, taken, 1), np.float32)).shape[1:3] == (taken - axis.loss,) * 2
+
+
+def test_the_sizes_of_an_unpadded_network_leave_no_pixel_over():
+    # 4 convolutions lose 2 pixels each, at the full grid, before the pooling: an even number is left for it.
+    axis, _ = grid.axes_of(networks.unet(padding="valid", depth=3))
+    after_first = axis.taken_size(100) - 4
+    assert after_first % 2 == 0
+    assert (after_first // 2 - 4) % 2 == 0
+
+
+def test_a_stride_of_its_own_for_each_axis():
+    axes = grid.axes_of(networks.pooled_planes(), stride=(1, 2, 2))
+    assert [axis.stride for axis in axes] == [1, 2, 2]
+    axes = grid.axes_of(networks.unet(padding="valid", depth=3), stride=8)
+    assert [(axis.stride, axis.loss) for axis in axes] == [(8, 40)] * 2
+
+
+def test_a_fixed_size():
+    axes = grid.axes_of(networks.fixed(32))
+    assert axes == (grid.Axis(fixed=32),) * 2
+    assert [int(axes[0].taken_size(tf.constant(size))) for size in (5, 32, 40)] == [32, 32, 40]
+
+
+@pytest.mark.parametrize(
+    ("make", "stride", "error", "text"),
+    [
+        (networks.enlarging, "auto", ValueError, "one output pixel for every input pixel.*stride='auto'"),
+        (networks.pooled, 2, ValueError, "one output pixel for every input pixel.*stride=.2, 2"),
+        (networks.pooled, 0, ValueError, "stride=0"),
+        (networks.pooled, (4, 4, 4), ValueError, r"stride=\(4, 4, 4\)"),
+        (networks.pooled, 4.0, TypeError, "stride=4.0"),
+    ],
+)
+def test_what_does_not_fit(make, stride, error, text):
+    with pytest.raises(error, match=text):
+        grid.axes_of(make(), stride)
