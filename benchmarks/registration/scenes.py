@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy.ndimage
+
+from tfalign.ops import geometry
 
 _AROUND = 24  # px of field around a fixed patch: the margin and the largest shift
 
@@ -88,3 +91,41 @@ def periodic(count, *, size=64, bound=8, margin=10, period=6, snr_db=10, seed=0)
     inner = (slice(None), slice(margin, -margin), slice(margin, -margin))
     both = (np.stack(some).astype(np.float32)[..., np.newaxis] for some in (np.stack(fixed)[inner], moving))
     return Pairs(*both, shifts.astype(float), np.full((count, 2), np.nan))
+
+
+class Turned(NamedTuple):
+    """Fixed and moving patches as of `Pairs`, and the true transforms `(pairs, d+1, d+1)`."""
+
+    fixed: np.ndarray
+    moving: np.ndarray
+    transforms: np.ndarray
+
+
+def turned(count, *, size=64, margin=24, cut=0.1, shift=4.0, rotation=0.0, scale=0.0, shear=0.0, even=False, seed=0):
+    """Pairs of pictures turned, scaled and sheared up to the bounds, read from a field sampled twice as finely.
+
+    `even` scales both axes alike.
+    """
+    rng = np.random.default_rng([9, size, seed])
+    axes = rng.uniform(-1, 1, (count, 1 if even else 2)) * np.ones(2)
+    transforms = geometry.make(
+        rng.uniform(-shift, shift, (count, 2)),
+        rotation=rng.uniform(-rotation, rotation, (count, 1)),
+        scale=np.exp(axes * np.log1p(scale)),
+        shear=rng.uniform(-shear, shear, (count, 1)),
+    ).numpy()
+    fixed, moving = [], []
+    for transform in transforms:
+        spectrum = field(rng, (2 * (size + 2 * margin),) * 2, cut / 2)
+        values = np.fft.ifftn(spectrum).real
+        fixed.append(_read(values, np.eye(3), size))
+        moving.append(_read(values, np.linalg.inv(transform), size + 2 * margin))
+    stacked = (np.stack(some).astype(np.float32)[..., np.newaxis] for some in (fixed, moving))
+    return Turned(*stacked, transforms)
+
+
+def _read(values, transform, size):
+    """A periodic field of half pixels at the pixels of a grid moved by `transform`."""
+    grid = np.stack(np.meshgrid(*[np.arange(size) - size // 2] * 2, indexing="ij"))
+    at = np.einsum("ij,jrc->irc", transform[:2, :2], grid) + transform[:2, 2, np.newaxis, np.newaxis]
+    return scipy.ndimage.map_coordinates(values, 2 * at + values.shape[0] // 2, order=5, mode="grid-wrap")

@@ -1,10 +1,13 @@
-"""What is measured: exactness without noise, the bound with noise, remapped intensities, the honesty of confidence."""
+"""What is measured: exactness without noise, the bound with noise, remapped intensities, the honesty of confidence,
+rotation, scale and shear, what interpolation keeps."""
 
 import numpy as np
+import tensorflow as tf
 
 import tfalign
 from benchmarks.registration import scenes
 from tfalign.data import misalign
+from tfalign.ops import geometry as transforms
 
 MEASURES = ("ncc", "mse", "mae", "cc", "phase", "mi", "nmi", "joint_entropy")
 EXACTNESS = {"ncc": 0.02, "mse": 0.02, "phase": 0.02, "mae": 0.1, "mi": 0.1, "nmi": 0.1, "joint_entropy": 0.1}
@@ -27,6 +30,60 @@ def registered(pairs, *, max_shift=10, **options):
         np.concatenate([getattr(one, name) for one in found]) if options.get("return_map") or name != names[2] else None
         for name in names
     ]
+
+
+# What is searched, and how the truth is drawn where that is less.
+SEARCHES = {
+    "rotation 7": {"max_rotation": 7.0},
+    "rotation 20": {"max_rotation": 20.0},
+    "rotation 180": {"max_rotation": 180.0},
+    "scale 0.15": {"max_scale": 0.15},
+    "scale 1.0": {"max_scale": 1.0},
+    "rotation 7, scale 0.15, shear 7": {"max_rotation": 7.0, "max_scale": 0.15, "max_shear": 7.0},
+    "rotation 180, scale 1.0 of both axes": {"max_rotation": 180.0, "max_scale": 1.0},
+}
+GEOMETRY_MEASURES = ("ncc", "mse", "mae", "mi", "mi, remapped")
+ROTATION_TARGETS, SCALE_TARGET = {"mi, remapped": 0.5}, 0.5  # degrees, 0.3 of all others; percent
+WAVES = (0.05, 0.1, 0.2, 0.3, 0.4)
+
+
+def geometry(count):
+    """Largest and median errors of rotation (degrees), scale (percent) and shift (pixels) without noise."""
+    rows = []
+    for search, bounds in SEARCHES.items():
+        drawn = {name.removeprefix("max_"): bound for name, bound in bounds.items()}
+        is_large = bounds.get("max_scale", 0.0) > 0.5
+        pairs = scenes.turned(count, margin=64 if is_large else 24, even="both" in search, **drawn)
+        for measure in GEOMETRY_MEASURES:
+            name, _, is_remapped = measure.partition(", ")
+            moving = np.cos(1.5 * pairs.moving) if is_remapped else pairs.moving
+            found = tf.function(tfalign.register)(pairs.fixed, moving, max_shift=6, similarity=name, **bounds)
+            mine, true = transforms.decompose(found.transform), transforms.decompose(pairs.transforms)
+            turn = np.abs((mine.rotation - np.float32(true.rotation) + 180.0) % 360.0 - 180.0)
+            errors = {
+                "rotation": np.max(turn, axis=1),
+                "scale": 100.0 * np.max(np.abs(mine.scale / np.float32(true.scale) - 1.0), axis=1),
+                "shift": np.max(np.abs(mine.translation - np.float32(true.translation)), axis=1),
+            }
+            each = {f"{what}_{how}": float(of(error)) for what, error in errors.items() for how, of in _SUMMARIES}
+            rows.append({"search": search, "measure": measure, "confidence": float(np.mean(found.confidence)), **each})
+    return rows
+
+
+_SUMMARIES = (("median", np.median), ("largest", np.max))
+
+
+def kept():
+    """The share of a wave's amplitude that is left when it is read half a pixel further, by its frequency."""
+    rows = []
+    for interpolation in ("linear", "cubic"):
+        for wave in WAVES:
+            values = np.cos(2.0 * np.pi * wave * np.arange(240)).astype(np.float32)[np.newaxis, :, np.newaxis]
+            half = transforms.from_translation(tf.constant([[0.5]]))
+            moved, _ = tfalign.warp(values, half, interpolation=interpolation)
+            share = np.std(moved[0, 20:220]) / np.std(values[0, 20:220])
+            rows.append({"interpolation": interpolation, "wave": wave, "kept": float(share)})
+    return rows
 
 
 def exactness(count):

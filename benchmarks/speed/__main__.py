@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ import typer
 from rich.console import Console
 
 import tfalign
+from benchmarks.pipeline.made import Made
+from tfalign.data import pipeline
 from tfalign.jobs import files
 
 RESULTS = Path(__file__).parent.parent / "results" / "speed"
@@ -50,6 +53,27 @@ def training_step(*, filters, depth, size, batch, jit_compile, margin=8, repeats
         model.train_on_batch(inputs, target)
         functions[name] = lambda model=model, target=target: model.train_on_batch(inputs, target)
     return interleaved(functions, repeats)
+
+
+def patches_from_cache(*, filters=32, depth=4, size=128, batch=16, margin=8, repeats=15):
+    """A batch of patches from the shard cache, flipped and with a label margin, and the step that takes it."""
+    rng = np.random.default_rng(0)
+    model = tfalign.models.unet(2, 1, 1, filters=filters, depth=depth)
+    model.compile("adam", loss="mae")
+    batch_of = [tf.constant(rng.random((batch, size, size, 1)), tf.float32) for _ in range(2)]
+    model.train_on_batch(*batch_of)
+    with tempfile.TemporaryDirectory() as folder:
+        cutting = pipeline.Cutting(patch_size=size, margin=margin, fractions=(1.0, 0.0, 0.0))
+        cache = pipeline.prepare(Made(20), folder, cutting)
+        batches = iter(pipeline.dataset(cache, "train", batch_size=batch, flips=True, repeat=True))
+        next(batches)
+        # Ten at a time: what was fetched ahead does not count.
+        functions = {
+            "step": lambda: model.train_on_batch(*batch_of),
+            "batch": lambda: [next(batches) for _ in range(10)],
+        }
+        times = interleaved(functions, repeats)
+    return {"step": times["step"], "batch": times["batch"] / 10}
 
 
 def registration(*, pairs=32, size=128, bound=16, repeats=15):
@@ -110,6 +134,9 @@ def main(repeats: Annotated[int, typer.Option(help="Rounds of each comparison.")
         times = training_step(filters=16, depth=3, size=64, batch=16, jit_compile=jit_compile, repeats=repeats)
         name = "step of the small U-Net (16, 3 levels, 64x64, batch 16)" + (", XLA" if jit_compile else "")
         rows.append({"row": name, "times": times, "ratio": times["tfalign"] / times["mae"], "target": 1.10})
+    times = patches_from_cache(repeats=repeats)
+    name = "a batch of the data pipeline against a step of the reference U-Net (32, 4 levels, 128x128, batch 16)"
+    rows.append({"row": name, "times": times, "ratio": times["batch"] / times["step"], "target": 1.0})
     times, exact = registration(repeats=repeats)
     rows.append({"row": "register 32 pairs of 128x128, +-16 px", "times": times, "exact": exact})
     machine = {**files.versions(), "opencv": cv2.__version__, "threads": "all", "repeats": repeats}

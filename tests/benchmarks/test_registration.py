@@ -64,11 +64,39 @@ def test_sets_cover_by_their_level(rng):
     assert studies._flatness(np.eye(25)[:1].reshape(1, 5, 5))[0] == pytest.approx(0, abs=1e-6)
 
 
+def test_turned_pairs_are_turned_as_they_say():
+    """The moving patch, read by SciPy through the true transform, is the fixed one."""
+    pairs = scenes.turned(3, size=32, margin=16, cut=0.05, rotation=30.0, scale=0.2, shear=10.0)
+    for fixed, moving, transform in zip(pairs.fixed[..., 0], pairs.moving[..., 0], pairs.transforms):
+        grid = np.stack(np.meshgrid(*[np.arange(32) - 16] * 2, indexing="ij"))
+        at = np.einsum("ij,jrc->irc", transform[:2, :2], grid) + transform[:2, 2, None, None] + 32
+        back = scipy.ndimage.map_coordinates(moving, at, order=5)
+        np.testing.assert_allclose(back, fixed, atol=0.02)
+
+
+def test_errors_of_geometry_are_told(monkeypatch):
+    monkeypatch.setattr(studies, "SEARCHES", {"rotation 5": {"max_rotation": 5.0}})
+    monkeypatch.setattr(studies, "GEOMETRY_MEASURES", ("ncc",))
+    (row,) = studies.geometry(2)
+    assert row["rotation_largest"] < 0.3
+    table = command.geometry_table([row, {**row, "measure": "mse", "rotation_largest": 0.31}])
+    assert table.count("missed") == 1
+
+
+def test_what_linear_keeps_is_the_cosine():
+    for row in studies.kept():
+        if row["interpolation"] == "linear":
+            assert row["kept"] == pytest.approx(np.cos(np.pi * row["wave"]), abs=0.01)
+
+
 def test_the_command_writes_its_results(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     monkeypatch.setattr(studies, "MEASURES", ("ncc",))
     monkeypatch.setattr(studies, "CUTS", (0.1,))
+    monkeypatch.setattr(studies, "SEARCHES", {"rotation 5": {"max_rotation": 5.0}})
+    monkeypatch.setattr(studies, "GEOMETRY_MEASURES", ("ncc",))
     command.main(pairs=4)
     text = (tmp_path / "registration.md").read_text()
     assert "| ncc | 0.02 | 0.0" in text
+    assert "| rotation 5 | 0.0" in text
     assert (tmp_path / "registration.png").stat().st_size > 10_000

@@ -1,0 +1,100 @@
+"""`python -m benchmarks.speed.growth`: how the time of a registration grows with pixels, shifts and levels."""
+
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+from unittest import mock
+
+import matplotlib
+import numpy as np
+import tensorflow as tf
+import typer
+from rich.console import Console
+
+import tfalign
+from tfalign.jobs import files
+from tfalign.ops import registration
+from tfalign.ops.similarity import information
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+RESULTS = Path(__file__).parent.parent / "results" / "speed"
+SIZES = (64, 96, 128, 192, 256, 384, 512)
+BOUNDS = (2, 4, 8, 12, 16)
+LEVELS = (4, 8, 12, 16, 24)
+_SIZE, _BOUND = 128, 8
+
+
+def milliseconds(size, bound, similarity, repeats):
+    """Of one pair; sizes are unknown to the graph, so that the levels of histograms do not depend on them."""
+    rng = np.random.default_rng(0)
+    pair = [tf.constant(rng.standard_normal((1, size, size, 1)), tf.float32) for _ in range(2)]
+    spec = tf.TensorSpec([1, None, None, 1], tf.float32)
+
+    @tf.function(input_signature=[spec, spec])
+    def register(fixed, moving):
+        return tfalign.register(fixed, moving, max_shift=bound, similarity=similarity, subpixel=False).translation
+
+    times = []
+    for turn in range(repeats + 2):
+        began = time.perf_counter()
+        register(*pair).numpy()
+        if turn >= 2:
+            times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def power(values, times):
+    """The exponent of growth over the larger half of the values, where fixed costs no longer count."""
+    half = len(values) // 2
+    return float(np.polyfit(np.log(values[half:]), np.log(times[half:]), 1)[0])
+
+
+def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their median counts.")] = 7):
+    """Times all points and writes benchmarks/results/speed/growth.*."""
+    studies = {"pixels": {}, "shifts (mae)": {}, "pairs of levels (mi)": {}}
+    for similarity in registration.SIMILARITIES:
+        times = [milliseconds(size, _BOUND, similarity, repeats) for size in SIZES]
+        studies["pixels"][similarity] = [[size**2 for size in SIZES], times]
+    times = [milliseconds(_SIZE, bound, "mae", repeats) for bound in BOUNDS]
+    studies["shifts (mae)"]["mae"] = [[(2 * bound + 1) ** 2 for bound in BOUNDS], times]
+    times = []
+    for levels in LEVELS:
+        with mock.patch.object(information, "level_count", lambda grids, levels=levels: levels):
+            times.append(milliseconds(_SIZE, _BOUND, "mi", repeats))
+    studies["pairs of levels (mi)"]["mi"] = [[levels**2 for levels in LEVELS], times]
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    command = "python -m benchmarks.speed.growth"
+    lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in files.versions().items()), ""]
+    lines += [
+        f"Milliseconds of one pair; {_SIZE}x{_SIZE} and +-{_BOUND} px where these do not vary. The exponent is that of "
+        "the larger half.",
+        "",
+    ]
+    for axis, (study, series) in zip(axes, studies.items()):
+        values = next(iter(series.values()))[0]
+        lines += [f"| {study} | {' | '.join(map(str, values))} | exponent |", "|---" * (len(values) + 2) + "|"]
+        for name, (at, times) in series.items():
+            lines.append(f"| {name} | {' | '.join(f'{one:.1f}' for one in times)} | {power(at, times):.2f} |")
+            axis.loglog(at, times, marker="o", markersize=3, label=name)
+        lines.append("")
+        reference = np.array(values, float)
+        growth = reference * np.log(reference) if study == "pixels" else reference
+        label = "N log N" if study == "pixels" else "linear"
+        axis.loglog(values, growth / growth[-1] * max(one[1][-1] for one in series.values()), "k:", label=label)
+        axis.set(xlabel=study, ylabel="ms")
+        axis.legend(fontsize=7)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / "growth.png", dpi=110)
+    files.write_json(RESULTS / "growth.json", {"command": command, "versions": files.versions(), "studies": studies})
+    files.write_text(RESULTS / "growth.md", "\n".join(lines))
+    Console().print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    typer.run(main)
