@@ -1,7 +1,8 @@
 """tfalign: train dense-prediction Keras networks on labels that do not lie exactly on their inputs."""
 
-from tfalign import callbacks, models
+from tfalign import callbacks, layers, models
 from tfalign._version import __version__
+from tfalign.export import export_serving
 from tfalign.losses import ShiftInvariantLoss, shift_invariant_loss
 from tfalign.ops.registration import Registration, register
 from tfalign.ops.resample import warp
@@ -11,6 +12,8 @@ __all__ = [
     "ShiftInvariantLoss",
     "__version__",
     "callbacks",
+    "export_serving",
+    "layers",
     "models",
     "register",
     "shift_invariant_loss",

@@ -1,5 +1,6 @@
 """Argument checks and the one form of an error message: what must hold, what came, what to do."""
 
+import importlib
 import numbers
 
 import tensorflow as tf
@@ -9,6 +10,15 @@ def message(requirement, received, remedy=""):
     """One error text: the requirement, `Received: name=value, …`, then what to do."""
     values = ", ".join(f"{name}={value!r}" for name, value in received.items())
     return f"{requirement} Received: {values}. {remedy}".rstrip()
+
+
+def extra(module, name):
+    """Imports a module that the extra `name` installs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        remedy = f"pip install 'tfalign[{name}]'"
+        raise ImportError(message(f"`{module}` must be installed.", {"import": str(error)}, remedy)) from error
 
 
 def number(name, value, *, at_least=None, at_most=None, remedy=""):
@@ -64,6 +74,16 @@ def pixels_per_axis(name, value, rank):
             )
         )
     return tuple(int(item) for item in values)
+
+
+def whole_numbers_per_axis(name, value, rank, *, at_least):
+    """Expands a whole number, or one per axis, to a tuple with one for each of `rank` axes."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * rank
+    if len(values) != rank:
+        raise ValueError(
+            message(f"`{name}` must be one number or one for each of the {rank} spatial axes.", {name: value})
+        )
+    return tuple(whole_number(name, item, at_least=at_least) for item in values)
 
 
 def spatial_rank(name, tensor):

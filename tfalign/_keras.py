@@ -60,11 +60,3 @@ class Loss(keras.losses.Loss):
 def without_autograph(function):
     """Keras 2.15 converts `Loss.call` with AutoGraph, Keras 3 does not: never."""
     return tf.autograph.experimental.do_not_convert(function)
-
-
-def export(model, path):
-    """Writes a SavedModel with the signature `serving_default`, silently."""
-    if IS_KERAS_3:
-        model.export(path, verbose=False)
-    else:
-        model.export(path)
