@@ -220,13 +220,12 @@ def fraction(values, best, reach):
     """Where the polynomial through up to `reach` values on either side of `best` has its maximum, from there."""
     rank, window = values.ndim, values.shape
     for near in (reach, 1):
-        counts = [2 * min(near, (length - 1) // 2) + 1 for length in window]
-        starts = [min(max(at - count // 2, 0), length - count) for at, count, length in zip(best, counts, window)]
-        if near == 1:
-            # One shift on either side, taken out of the wide window, so that at the border it looks inwards.
-            wide = [2 * min(reach, (length - 1) // 2) + 1 for length in window]
-            counts = [min(3, count) for count in wide]
-            starts = [min(max(at - 1, 0), length - count) for at, count, length in zip(best, counts, window)]
+        starts, counts = [], []
+        for at, length in zip(best, window):
+            # As far to one side as to the other; at the border the outermost three.
+            side = min(near, at, length - 1 - at)
+            counts.append(min(max(2 * side + 1, 3), length))
+            starts.append(min(max(at - counts[-1] // 2, 0), length - counts[-1]))
         part = values[tuple(slice(start, start + count) for start, count in zip(starts, counts))]
         if np.all(np.isfinite(part)):
             break

@@ -36,8 +36,10 @@ def fraction(values, best, window):
 
     It is that of the polynomial through the values at up to four shifts on either side, found by Newton's method. A
     measure of squares is, as a function of the shift, as smooth as the pictures are, so that the polynomial follows it
-    between whole pixels. Where values are missing it goes through one shift on either side; where they are missing
-    there too, or nothing is a maximum, the fraction is 0. At the window's border it points inwards.
+    between whole pixels. It goes as far to one side as to the other: a lopsided one would put the sharp peak of a
+    texture beside itself. Where values are missing it goes through one shift on either side; where they are missing
+    there too, or nothing is a maximum, the fraction is 0. At the window's border it goes through the three outermost
+    shifts, and the fraction points inwards.
     """
     dtype, rank = values.dtype, len(window)
     at = [(best // math.prod(window[axis + 1 :])) % length for axis, length in enumerate(window)]
@@ -50,14 +52,12 @@ def fraction(values, best, window):
     around = tf.gather(values, index, batch_dims=1)
 
     missing = tf.cast(~tf.math.is_finite(around), dtype)
-    is_whole = tf.reduce_sum(missing, axis=list(range(1, rank + 1))) == 0.0
-    tables, uses = [], []
-    for one, start, n in zip(at, starts, counts):
-        wide, narrow = _powers(n, n), _powers(n, min(n, 3))
-        chosen = tf.gather(tf.constant(np.stack([narrow, wide]), dtype), tf.cast(is_whole, tf.int32))
+    wide, narrow = ([_powers(n, min(n, used)) for n in counts] for used in (2 * _REACH + 1, 3))
+    is_whole = ~_lacks(missing, wide, at, starts)
+    tables = []
+    for one, start, *both in zip(at, starts, narrow, wide):
+        chosen = tf.gather(tf.constant(np.stack(both), dtype), tf.cast(is_whole, tf.int32))
         tables.append(tf.gather(chosen, one - start, axis=1, batch_dims=1))
-        uses.append(tf.gather(tf.constant(np.any(narrow != 0.0, axis=1)[:, np.newaxis], dtype), one - start))
-    lacks = tf.reshape(_contracted(missing, uses), [-1]) > 0.0
     # From the best value, in units of the range: determinants of tiny or huge values would not be numbers.
     away = tf.where(missing > 0.0, 0.0, around - tf.reshape(tf.gather(values, best, batch_dims=1), [-1] + [1] * rank))
     extent = tf.reduce_max(tf.abs(away), axis=list(range(1, rank + 1)), keepdims=True)
@@ -67,7 +67,7 @@ def fraction(values, best, window):
     for _ in range(_ITERATIONS):
         step, is_maximum = _newton_step(coefficients, found)
         found = tf.clip_by_value(found + tf.clip_by_value(step, -0.5, 0.5), -1.0, 1.0)
-    usable = is_maximum & (is_whole | ~lacks) & tf.reduce_all(tf.abs(step) < 0.1, axis=-1)
+    usable = is_maximum & (is_whole | ~_lacks(missing, narrow, at, starts)) & tf.reduce_all(tf.abs(step) < 0.1, axis=-1)
     # Short of the half, so that rounding gives the whole-pixel shift back.
     lowest = tf.stack([tf.where(one > 0, -0.499, 0.0) for one in at], axis=-1)
     highest = tf.stack([tf.where(one < length - 1, 0.499, 0.0) for one, length in zip(at, window)], axis=-1)
@@ -77,14 +77,25 @@ def fraction(values, best, window):
 
 def _powers(count, used):
     """`(count, count, count)`: for each node that is the best one, what gives the coefficients of the powers of the
-    distance from it, of the polynomial through the `used` nodes around it.
+    distance from it, of the polynomial through at most `used` nodes around it, as many on either side.
     """
     tables = np.zeros((count, count, count))
     for best in range(count):
-        first = min(max(best - used // 2, 0), count - used)
-        nodes = np.arange(first, first + used)
-        tables[best, :used, nodes] = np.linalg.inv(np.vander(nodes - best, increasing=True).astype(float)).T
+        inside = max(2 * min(best, count - 1 - best) + 1, min(3, count))
+        width = min(used, inside)
+        first = min(max(best - width // 2, 0), count - width)
+        nodes = np.arange(first, first + width)
+        tables[best, :width, nodes] = np.linalg.inv(np.vander(nodes - best, increasing=True).astype(float)).T
     return tables
+
+
+def _lacks(missing, tables, at, starts):
+    """Whether a node that the polynomials of `tables` go through is missing, `(batch,)`."""
+    uses = [
+        tf.gather(tf.constant(np.any(table != 0.0, axis=1)[:, np.newaxis], missing.dtype), one - start)
+        for table, one, start in zip(tables, at, starts)
+    ]
+    return tf.reshape(_contracted(missing, uses), [-1]) > 0.0
 
 
 def _contracted(values, matrices):
