@@ -41,10 +41,15 @@ def rng():
 def run(request):
     """Calls a function of tensors eagerly, as a graph, or compiled by XLA."""
 
+    compiled = {}
+
     def call(function, *arguments):
         tensors = [tf.convert_to_tensor(argument) for argument in arguments]
         if request.param == "eager":
             return function(*tensors)
-        return tf.function(function, jit_compile=request.param == "xla")(*tensors)
+        # One for each function: a test that calls in a loop must not trace, or compile, at every turn.
+        if function not in compiled:
+            compiled[function] = tf.function(function, jit_compile=request.param == "xla")
+        return compiled[function](*tensors)
 
     return call
