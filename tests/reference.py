@@ -247,3 +247,17 @@ def fraction(values, best, reach):
     high = np.array([0.499 if one < length - 1 else 0.0 for one, length in zip(best, window)])
     found = scipy.optimize.minimize(lambda place: -at(place), np.zeros(rank), bounds=[(-1, 1)] * rank).x
     return np.clip(found, low, high)
+
+
+def linear_drift(batches, *, bounds, memory=0.95, first=4e-4, floor=4e-6, wander=4e-6):
+    """A parameter's mean and its variance after batches of numbers, by the filter of `tfalign.linear_drift`."""
+    mean, variance, push, previous, scatter, weights = 0.0, first, 0.0, 0.0, 2 * bounds**2 / 3, 2.0
+    for values in batches:
+        now = np.mean(values)
+        scatter, weights = memory * scatter + (now - previous) ** 2 / 2, memory * weights + 1
+        noise = max(np.var(values) / len(values), scatter / weights) + floor
+        push = 0.9 * push + 0.1 * mean
+        mean, variance = mean - 0.1 * push, variance + wander
+        gain = variance / (variance + noise)
+        mean, variance, previous = mean + gain * (now - mean), (1 - gain) * variance, now
+    return mean, variance

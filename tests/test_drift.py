@@ -227,11 +227,14 @@ def test_unknown_and_non_finite_shifts_do_not_count():
 
 def test_sums_of_replicas_add_up(rng):
     shifts, confidence = rng.standard_normal((6, 2)).astype(np.float32), rng.uniform(0.3, 1, 6).astype(np.float32)
-    whole = drift.batch_sums(tf.constant(shifts), tf.constant(confidence), min_confidence=0.5)
-    parts = [
-        drift.batch_sums(tf.constant(shifts[cut]), tf.constant(confidence[cut]), min_confidence=0.5)
-        for cut in (slice(0, 1), slice(1, 6), slice(6, 6))
-    ]
+    linear = rng.standard_normal((6, 3, 3)).astype(np.float32)
+
+    def sums(cut):
+        told = (tf.constant(one[cut]) for one in (shifts, confidence))
+        return drift.batch_sums(*told, min_confidence=0.5, linear=tf.constant(linear[cut]))
+
+    whole = sums(slice(None))
+    parts = [sums(cut) for cut in (slice(0, 1), slice(1, 6), slice(6, 6))]
     for total, pieces in zip(whole, zip(*parts)):
         np.testing.assert_allclose(total, sum(pieces), rtol=1e-5)
 

@@ -300,22 +300,23 @@ def test_a_broken_off_fit_goes_on_with_its_state(data, tmp_path):
     np.testing.assert_allclose(resumed.loss.state, whole.loss.state, atol=1e-5)
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
-def test_two_replicas_train_as_one_device(data, two_replicas, reduction):
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"max_rotation": 5.0}], ids=lambda one: "".join(one))
+def test_two_replicas_train_as_one_device(data, two_replicas, options):
     inputs, labels = data
+    steps = 5 if "max_rotation" in options else 20
 
     def fit():
         model = network()
-        model.compile(keras.optimizers.SGD(0.01), loss=tfalign.ShiftInvariantLoss(reduction=reduction))
+        model.compile(keras.optimizers.SGD(0.01), loss=tfalign.ShiftInvariantLoss(**options))
         dataset = tf.data.Dataset.from_tensor_slices((inputs, labels)).repeat().batch(4)
-        return model, model.fit(dataset, steps_per_epoch=1, epochs=20, verbose=0, shuffle=False).history["loss"]
+        return model, model.fit(dataset, steps_per_epoch=1, epochs=steps, verbose=0, shuffle=False).history["loss"]
 
     single, losses = fit()
     with two_replicas.scope():
         model, mirrored_losses = fit()
     np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-4)
     np.testing.assert_allclose(model.loss.state, single.loss.state, atol=1e-3)
-    assert updates(single.loss) == 20
+    assert updates(single.loss) == steps
 
 
 def test_a_loss_made_outside_the_scope_counts_steps_once(data, two_replicas):

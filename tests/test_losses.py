@@ -318,6 +318,10 @@ def test_center_takes_a_common_shift_out(rng):
 
 OPTIONS = {
     "max_shift": (3, 2),
+    "max_rotation": 4.0,
+    "max_scale": 0.1,
+    "max_shear": 2.0,
+    "moving": "prediction",
     "similarity": "mse",
     "subpixel": True,
     "center": False,

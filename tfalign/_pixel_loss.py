@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfalign import _checks
-from tfalign.ops import geometry, registration, resample
+from tfalign.ops import geometry, registration, resample, spline
 
 
 class PixelLoss(NamedTuple):
@@ -114,22 +114,73 @@ def paired(y_true, y_pred, base):
     return *registration.valid_pixels(label, counts, "y_true"), prediction
 
 
-def loss_on_overlap(label, valid, prediction, translation, base, *, subpixel):
-    """Moves the label by `-translation` and averages the pixel loss where both sides have data: `(batch,)`."""
-    shape = geometry.spatial_shape(prediction)
-    both = tf.concat([label, valid], axis=-1)
-    if subpixel and not base.is_sparse:
-        moved, inside = resample.warp(both, geometry.from_translation(translation), output_shape=shape)
+def loss_on_overlap(label, valid, prediction, moves, base, search):
+    """Lays the label on the prediction, or the reverse, and averages the pixel loss where both have data: `(batch,)`.
+
+    Args:
+        label, valid, prediction: of `paired`.
+        moves: `(batch, d+1, d+1)`, prediction -> label.
+        base: a `PixelLoss`.
+        search: a `Search`: which side moves, and whether by fractions of a pixel.
+    """
+    if search.moving == "label":
+        compared, shape = prediction, geometry.spatial_shape(prediction)
+        if not search.interpolates:
+            aligned, weight = _shifted(label, valid, moves, shape)
+        elif base.is_sparse:
+            aligned, weight = _laid_nearest(label, valid, moves, shape)
+        else:
+            aligned, weight = _laid(label, valid, moves, shape)
+            aligned = _inside_range(aligned, label, valid)
     else:
-        moved, inside = resample.shift_by_pixels(both, translation, shape)
-    aligned, counts = moved[..., :-1], moved[..., -1] * inside > 0.999
+        everywhere, shape = tf.ones_like(prediction[..., :1]), geometry.spatial_shape(label)
+        lay = _laid if search.interpolates else _shifted
+        compared, weight = lay(prediction, everywhere, geometry.invert(moves), shape)
+        aligned, weight = label, weight * valid
+    counts = weight[..., 0] > 0.999
+    pixel_loss = _compared(aligned, compared, counts, base)
+    axes = list(range(1, prediction.shape.rank - 1))
+    total = tf.reduce_sum(tf.where(counts, pixel_loss, 0.0), axis=axes)
+    mean = total / tf.maximum(tf.reduce_sum(tf.cast(counts, total.dtype), axis=axes), 1.0)
+    # Also where no label pixel counts a non-finite prediction must be seen.
+    return mean + tf.reduce_sum(0.0 * prediction, axis=[*axes, prediction.shape.rank - 1])
+
+
+def _shifted(values, mask, moves, shape):
+    """Values and weights read through moves by whole pixels, on a grid of sizes `shape`."""
+    both = tf.concat([values, mask], axis=-1)
+    moved, inside = resample.shift_by_pixels(both, geometry.translation_of(moves), shape)
+    return moved[..., :-1], moved[..., -1:] * inside[..., tf.newaxis]
+
+
+def _laid(values, mask, moves, shape):
+    """The same by any moves: values by cubic splines, weights linearly."""
+    return resample.sample_masked(spline.fill_holes(values, mask), mask, moves, shape)
+
+
+def _laid_nearest(values, mask, moves, shape):
+    """The same for class numbers."""
+    both = tf.concat([values, mask], axis=-1)
+    moved, inside = resample.warp(both, moves, output_shape=shape, interpolation="nearest")
+    return moved[..., :-1], moved[..., -1:] * inside[..., tf.newaxis]
+
+
+def _inside_range(aligned, label, valid):
+    """Splines overshoot at edges: values back inside the range of each label."""
+    axes = list(range(1, label.shape.rank - 1))
+    known = valid > 0.0
+    highest = tf.reduce_max(tf.where(known, label, label.dtype.min), axis=axes, keepdims=True)
+    lowest = tf.reduce_min(tf.where(known, label, label.dtype.max), axis=axes, keepdims=True)
+    return tf.maximum(tf.minimum(aligned, highest), tf.minimum(lowest, highest))
+
+
+def _compared(aligned, prediction, counts, base):
+    """The loss of every pixel, `(batch, *spatial)`; where none counts it is finite, with a finite gradient."""
     if base.is_sparse:
         # A number that is no class would spoil the gradient, though it does not count.
         pixel_loss = base.call(tf.where(counts, aligned[..., 0], 0.0), prediction)
     else:
-        # Whatever the base is there, its gradient must stay finite where no label counts.
-        aligned = tf.where(counts[..., tf.newaxis], aligned, tf.stop_gradient(prediction))
-        pixel_loss = base.call(aligned, prediction)
+        pixel_loss = base.call(tf.where(counts[..., tf.newaxis], aligned, tf.stop_gradient(prediction)), prediction)
     expected = prediction.shape[:-1]
     if pixel_loss.shape.rank != expected.rank or not pixel_loss.shape.is_compatible_with(expected):
         raise ValueError(
@@ -139,8 +190,4 @@ def loss_on_overlap(label, valid, prediction, translation, base, *, subpixel):
                 'Losses that reduce over space (Dice, Tversky) do not work as a base; use "binary_crossentropy" or so.',
             )
         )
-    axes = list(range(1, prediction.shape.rank - 1))
-    total = tf.reduce_sum(tf.where(counts, pixel_loss, 0.0), axis=axes)
-    mean = total / tf.maximum(tf.reduce_sum(tf.cast(counts, total.dtype), axis=axes), 1.0)
-    # Also where no label pixel counts a non-finite prediction must be seen.
-    return mean + tf.reduce_sum(0.0 * prediction, axis=[*axes, prediction.shape.rank - 1])
+    return pixel_loss

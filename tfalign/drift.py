@@ -23,6 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfalign import linear_drift
+
 AXES = 3  # room for a volume's three; a state keeps its size whatever the rank
 
 _CELLS_PER_PIXEL = 16
@@ -59,10 +61,12 @@ class BatchSums(NamedTuple):
     sine: tf.Tensor
     confidence: tf.Tensor
     count: tf.Tensor
+    linear: tf.Tensor | None = None  # `(AXES, 3)`, rotation, scale and shear where they are searched
+    linear_squared: tf.Tensor | None = None
 
 
 class DriftState(NamedTuple):
-    """The filter's state: `(AXES,)` each but the belief."""
+    """The filter's state: `(AXES,)` each but the first and the last."""
 
     belief: tf.Tensor  # `(AXES, rates, cells)`, sums to 1 for each axis
     origin: tf.Tensor  # whole px, the drift of the middle cell
@@ -78,6 +82,7 @@ class DriftState(NamedTuple):
     confidence: tf.Tensor  # running mean, from 0
     updates: tf.Tensor  # batches seen
     ready: tf.Tensor  # above 0 once registration is trusted, and then rises to 1
+    linear: tf.Tensor  # of `tfalign.linear_drift`
 
     @property
     def mean(self):
@@ -93,7 +98,8 @@ class DriftState(NamedTuple):
 
 _PIXELS = np.arange(-_REACH, _REACH + 1, dtype=np.float32)
 _OFFSETS = (np.arange(_CELLS) / _CELLS_PER_PIXEL - _REACH).astype(np.float32)
-STATE_SHAPE = (AXES, len(_RATES) * _CELLS + len(DriftState._fields) - 1)
+_SINGLE = len(DriftState._fields) - 2  # fields of one number for each axis
+STATE_SHAPE = (AXES, len(_RATES) * _CELLS + _SINGLE + linear_drift.COLUMNS)
 
 
 def _spread(variance):
@@ -120,7 +126,7 @@ _FORMING, _FORMED = (_spread(variance) for variance in _WANDER)
 _WHOLE_PIXELS = _whole_pixels()
 
 
-def initial(max_shift=()):
+def initial(max_shift=(), *, max_rotation=0.0, max_scale=0.0, max_shear=0.0):
     """The state before the first batch; the shifts are taken to fill the window evenly until they are seen."""
     bounds = [float(bound) for bound in max_shift] + [0.0] * (AXES - len(max_shift))
     belief = np.outer(_RATE_SHARES, np.exp(-0.5 * np.square(_OFFSETS) / _FIRST_VARIANCE))
@@ -140,28 +146,32 @@ def initial(max_shift=()):
         confidence=zeros,
         updates=zeros,
         ready=zeros,
+        linear=linear_drift.initial(max_rotation, max_scale, max_shear),
     )
 
 
 def pack(state):
     """One tensor of `STATE_SHAPE`, for a variable."""
-    return tf.concat([tf.reshape(state.belief, [AXES, -1]), tf.stack(state[1:], axis=1)], axis=1)
+    several = [tf.reshape(field, [AXES, -1]) for field in (state.belief, state.linear)]
+    return tf.concat([several[0], tf.stack(state[1:-1], axis=1), several[1]], axis=1)
 
 
 def unpack(packed):
     """The state from what `pack` gave."""
-    size = len(_RATES) * _CELLS
-    belief = tf.reshape(packed[:, :size], [AXES, len(_RATES), _CELLS])
-    return DriftState(belief, *tf.unstack(packed[:, size:], num=len(DriftState._fields) - 1, axis=1))
+    belief, single, linear = tf.split(packed, [len(_RATES) * _CELLS, _SINGLE, linear_drift.COLUMNS], axis=1)
+    belief = tf.reshape(belief, [AXES, len(_RATES), _CELLS])
+    linear = tf.reshape(linear, [AXES, linear_drift.FIELDS, 3])
+    return DriftState._make([belief, *tf.unstack(single, num=_SINGLE, axis=1), linear])
 
 
-def batch_sums(translation, confidence, *, min_confidence):
+def batch_sums(translation, confidence, *, min_confidence, linear=None):
     """Sums over one batch; a shift that is not known well does not count, others by their confidence.
 
     Args:
         translation: `(batch, d)` pixels, sub-pixel. Non-finite samples are skipped.
         confidence: `(batch,)`.
         min_confidence: below it a sample has no weight.
+        linear: `(batch, AXES, 3)` of `tfalign.linear_drift.parameters`, finite, where they are searched.
     """
     translation = tf.cast(tf.pad(translation, [[0, 0], [0, AXES - translation.shape[-1]]]), tf.float32)
     confidence = tf.cast(confidence, tf.float32)
@@ -171,6 +181,9 @@ def batch_sums(translation, confidence, *, min_confidence):
     translation = tf.where(usable[:, tf.newaxis], translation, 0.0)
     phase = 2.0 * np.pi * translation
     ones = tf.ones([AXES])
+    if linear is not None:
+        weighted = weight[..., tf.newaxis] * linear
+        linear = tf.reduce_sum(weighted, axis=0), tf.reduce_sum(weighted * linear, axis=0)
     return BatchSums(
         weight=ones * tf.reduce_sum(weight),
         shift=tf.reduce_sum(weight * translation, axis=0),
@@ -179,6 +192,8 @@ def batch_sums(translation, confidence, *, min_confidence):
         sine=tf.reduce_sum(weight * tf.sin(phase), axis=0),
         confidence=ones * tf.reduce_sum(confidence),
         count=ones * tf.reduce_sum(tf.cast(usable, tf.float32)),
+        linear=None if linear is None else linear[0],
+        linear_squared=None if linear is None else linear[1],
     )
 
 
@@ -237,7 +252,11 @@ def update(state, sums, *, warmup_steps, subpixel):
         confidence=confidence,
         updates=updates,
         ready=tf.where(is_ready | now_ready, tf.minimum(state.ready + 1.0 / _SETTLING, 1.0), 0.0),
+        linear=state.linear,
     )
+    if sums.linear is not None:
+        linear = linear_drift.update(state.linear, weight[0], sums.linear, sums.linear_squared)
+        after = after._replace(linear=tf.where(_cellwise(known), linear, state.linear))
     return DriftState(
         *(tf.where(_cellwise(seen) if new.shape.rank > 1 else seen, new, old) for new, old in zip(after, state))
     )
@@ -264,7 +283,7 @@ def _applied(state, subpixel):
 
 
 def _cellwise(values):
-    """`(AXES,)` against `(AXES, rates, cells)`."""
+    """`(AXES,)` against fields with two more axes."""
     return values[:, tf.newaxis, tf.newaxis]
 
 

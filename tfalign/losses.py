@@ -2,41 +2,17 @@
 
 import threading
 import weakref
-from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfalign import _checks, _keras, drift
+from tfalign import _checks, _keras, drift, linear_drift
+from tfalign._label_search import Search
 from tfalign._pixel_loss import PixelLoss, loss_on_overlap, paired
-from tfalign.ops import registration
+from tfalign.ops import geometry
 
-DEFAULT_MAX_SHIFT = 8
 _WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned; it then rises to 1
-
-
-class _Search(NamedTuple):
-    """How labels are registered, checked."""
-
-    max_shift: int | tuple[int, ...] | None
-    similarity: str
-    subpixel: bool
-    min_overlap: float
-    min_confidence: float
-
-    @classmethod
-    def checked(cls, *, max_shift, similarity, subpixel, min_overlap, min_confidence):
-        if max_shift is not None:
-            axes = len(max_shift) if isinstance(max_shift, (list, tuple)) else 1
-            checked = _checks.pixels_per_axis("max_shift", max_shift, min(max(axes, 1), drift.AXES))
-            max_shift = checked if isinstance(max_shift, (list, tuple)) else checked[0]
-        return cls(
-            max_shift=max_shift,
-            similarity=_checks.choice("similarity", similarity, (*registration.SIMILARITIES, "base")),
-            subpixel=bool(subpixel),
-            min_overlap=_checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0),
-            min_confidence=_checks.number("min_confidence", min_confidence, at_least=0.0, at_most=1.0),
-        )
 
 
 def shift_invariant_loss(
@@ -45,8 +21,12 @@ def shift_invariant_loss(
     base="mae",
     *,
     max_shift=None,
+    max_rotation=0.0,
+    max_scale=0.0,
+    max_shear=0.0,
     similarity="ncc",
     subpixel=False,
+    moving="label",
     min_overlap=0.5,
     ignore_class=None,
     min_confidence=0.5,
@@ -62,34 +42,42 @@ def shift_invariant_loss(
         y_pred: predictions `(batch, *spatial, channels)`.
         base: see `ShiftInvariantLoss`, as the other options.
         max_shift: pixels, one number or one per axis.
+        max_rotation, max_scale, max_shear: degrees, factor, degrees; see `tfalign.register`.
         similarity: any of `tfalign.register`, or "base".
         subpixel: move labels by fractions of a pixel too.
+        moving: "label", or "prediction".
         min_overlap: see `tfalign.register`.
         ignore_class: label pixels of this value do not count.
         min_confidence: a label known less well than this stays where it is.
-        drift: `(d,)` pixels taken out of every shift.
+        drift: `(d,)` pixels taken out of every shift, or a transform `(d+1, d+1)` taken out of every transform.
 
     Returns:
-        `(batch,)`: the mean of `base` over the overlap of each prediction and its aligned label.
+        `(batch,)`: the mean of `base` over the overlap of each prediction and its label, aligned.
 
     Raises:
         TypeError, ValueError: shapes or options do not fit.
     """
-    search = _Search.checked(
+    search = Search.checked(
         max_shift=max_shift,
+        max_rotation=max_rotation,
+        max_scale=max_scale,
+        max_shear=max_shear,
         similarity=similarity,
         subpixel=subpixel,
+        moving=moving,
         min_overlap=min_overlap,
         min_confidence=min_confidence,
     )
-    pixel_loss = _comparable(PixelLoss.resolved(base, ignore_class), search, base)
+    pixel_loss = search.comparable(PixelLoss.resolved(base, ignore_class), base)
     label, valid, prediction = paired(y_true, y_pred, pixel_loss)
-    found = _registered(label, valid, prediction, pixel_loss, search)
-    translation = found.translation if subpixel else tf.round(found.translation)
+    found = search.registered(label, valid, prediction, pixel_loss)
+    network = None
     if drift is not None:
-        translation -= tf.cast(drift if subpixel else tf.round(drift), translation.dtype)
-    translation = tf.where(found.confidence[:, tf.newaxis] >= min_confidence, translation, 0.0)
-    return loss_on_overlap(label, valid, prediction, translation, pixel_loss, subpixel=subpixel)
+        network = tf.cast(drift, prediction.dtype)[tf.newaxis]
+        if network.shape.rank == 2:
+            network = geometry.from_translation(network if search.interpolates else tf.round(network))
+    moves = search.moves(found, network, found.confidence >= min_confidence)
+    return loss_on_overlap(label, valid, prediction, moves, pixel_loss, search)
 
 
 @keras.saving.register_keras_serializable(package="tfalign")
@@ -104,6 +92,10 @@ class ShiftInvariantLoss(_keras.Loss):
     its input, and is taken out (`center`), so that the prediction stays in place. It follows training steps only, not
     `evaluate`. Training starts on the labels as they lie, until registration can be trusted.
 
+    With `max_rotation`, `max_scale` or `max_shear` the best transform T_i is found, prediction -> label, and D, the
+    running mean of each of its parameters, is taken out of it: the label is read through T_i D^-1, by cubic splines
+    inside its own range of values (class numbers: the nearest), or the prediction through the inverse.
+
     Label and prediction may differ in size; they share one centre. A label with a margin of `max_shift` on every side
     loses no overlap. Non-finite label values are left out; constant labels are compared in place; a label with no
     finite value costs 0. A non-finite prediction gives a non-finite loss. The state belongs to one output of one
@@ -114,10 +106,16 @@ class ShiftInvariantLoss(_keras.Loss):
             A callable must be registered with Keras to be saved.
         max_shift: int >= 0, or one per spatial axis, pixels. By default 8, or less on an axis that would leave less
             overlap.
+        max_rotation: degrees, at most 180; of the picture, or about each axis of a volume.
+        max_scale: f, of factors `1 / (1 + f) .. 1 + f` for each axis.
+        max_shear: degrees, at most 45. Signals have no rotation and no shear. Each costs time: see the README.
         similarity: how prediction and label are compared, any of `tfalign.register`; "base" is the loss itself, for
             mean absolute or squared error and cross-entropies.
-        subpixel: move labels by fractions of a pixel too; interpolation blurs a label a little.
+        subpixel: move labels by fractions of a pixel too; interpolation blurs a label a little. Where more than shifts
+            is searched they always are.
         center: take the drift out. Without it the network may settle beside its input.
+        moving: "label", or "prediction": then the label stays as it is, the prediction is moved by the inverse, and the
+            gradient passes through the move. The transforms found and reported are the same.
         min_overlap: a shift counts when its overlap is at least this share of the largest.
         ignore_class: label pixels of this value do not count, as in maps of class ids or binary masks with 255 for
             unknown. By default that of the base, if it has one.
@@ -139,9 +137,13 @@ class ShiftInvariantLoss(_keras.Loss):
         base="mae",
         *,
         max_shift=None,
+        max_rotation=0.0,
+        max_scale=0.0,
+        max_shear=0.0,
         similarity="ncc",
         subpixel=False,
         center=True,
+        moving="label",
         min_overlap=0.5,
         ignore_class=None,
         min_confidence=0.5,
@@ -150,10 +152,14 @@ class ShiftInvariantLoss(_keras.Loss):
         reduction="sum_over_batch_size",
         dtype=None,
     ):
-        search = _Search.checked(
+        search = Search.checked(
             max_shift=max_shift,
+            max_rotation=max_rotation,
+            max_scale=max_scale,
+            max_shear=max_shear,
             similarity=similarity,
             subpixel=subpixel,
+            moving=moving,
             min_overlap=min_overlap,
             min_confidence=min_confidence,
         )
@@ -161,15 +167,10 @@ class ShiftInvariantLoss(_keras.Loss):
             _checks.whole_number("warmup_steps", warmup_steps, at_least=0, remedy='Or "auto".')
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.base = base
-        self.max_shift = search.max_shift
-        self.similarity = similarity
-        self.subpixel = subpixel
         self.center = bool(center)
-        self.min_overlap = min_overlap
-        self.min_confidence = min_confidence
         self.warmup_steps = warmup_steps
         self._search = search
-        self._base = _comparable(PixelLoss.resolved(base, ignore_class), search, base)
+        self._base = search.comparable(PixelLoss.resolved(base, ignore_class), base)
         self.ignore_class = ignore_class
         self._state = None
         self._outputs = _OneOutput()
@@ -184,13 +185,23 @@ class ShiftInvariantLoss(_keras.Loss):
         if self._state is None:
             # Lifted out of any traced function; a strategy mirrors it, and each replica then assigns the same value.
             with tf.init_scope():
-                self._state = tf.Variable(drift.pack(self._initial_state()), trainable=False, name="drift")
+                self._state = tf.Variable(drift.pack(self._search.initial_drift()), trainable=False, name="drift")
         return self._state
 
     @property
     def drift(self):
         """The estimated offset of the network from its input, pixels, one per axis: a NumPy array of 3."""
         return drift.unpack(tf.convert_to_tensor(self.state)).mean.numpy()
+
+    @property
+    def drift_geometry(self):
+        """What the network is estimated to do to its input, a `tfalign.ops.geometry.Parameters` of NumPy arrays of 3.
+
+        Translation in pixels per axis, rotation and shear in degrees, scale as factors; see `tfalign.ops.geometry`.
+        """
+        state = drift.unpack(tf.convert_to_tensor(self.state))
+        rotation, scale, shear = state.linear.numpy()[:, 0].T
+        return geometry.Parameters(state.mean.numpy(), np.degrees(rotation), np.degrees(shear), np.exp(scale))
 
     @property
     def confidence(self):
@@ -204,11 +215,7 @@ class ShiftInvariantLoss(_keras.Loss):
 
     def reset_state(self):
         """Forgets what was learned about drift and confidence: for a new network."""
-        self.state.assign(drift.pack(self._initial_state()))
-
-    def _initial_state(self):
-        bounds = self.max_shift if self.max_shift is not None else DEFAULT_MAX_SHIFT
-        return drift.initial(bounds if isinstance(bounds, (list, tuple)) else (bounds,) * drift.AXES)
+        self.state.assign(drift.pack(self._search.initial_drift()))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced loss; `sample_weight` is `(batch,)` or a scalar."""
@@ -229,21 +236,28 @@ class ShiftInvariantLoss(_keras.Loss):
     def call(self, y_true, y_pred):
         """One loss per sample, `(batch,)`."""
         label, valid, prediction = paired(y_true, y_pred, self._base)
-        found = _registered(label, valid, prediction, self._base, self._search)
+        found = self._search.registered(label, valid, prediction, self._base)
         state = drift.unpack(tf.convert_to_tensor(self.state))
-        translation = found.translation if self.subpixel else tf.round(found.translation)
-        if self.center:
-            offset = drift.correction(state, rank=translation.shape[-1], subpixel=self.subpixel)
-            translation -= tf.cast(offset, translation.dtype)
-        trusted = found.confidence >= self.min_confidence
+        trusted = found.confidence >= self._search.min_confidence
         gradient_share = 1.0
         if self.warmup_steps != 0:
             trusted &= state.ready[0] > 0.0
             gradient_share = _WARMUP_GRADIENT + (1.0 - _WARMUP_GRADIENT) * state.ready[0]
-        translation = tf.where(trusted[:, tf.newaxis], translation, 0.0)
-        sums = drift.batch_sums(found.translation, found.confidence, min_confidence=self.min_confidence)
+        moves = self._search.moves(found, self._network(state, found.translation) if self.center else None, trusted)
+        sums = drift.batch_sums(
+            found.translation,
+            found.confidence,
+            min_confidence=self._search.min_confidence,
+            linear=linear_drift.parameters(found.transform) if self._search.turns else None,
+        )
         prediction = self._updating_on_backward(prediction, sums, gradient_share)
-        return loss_on_overlap(label, valid, prediction, translation, self._base, subpixel=self.subpixel)
+        return loss_on_overlap(label, valid, prediction, moves, self._base, self._search)
+
+    def _network(self, state, like):
+        """What the network does to its input, and is taken out of each label's transform: `(1, d+1, d+1)`."""
+        offset = drift.correction(state, rank=like.shape[-1], subpixel=self._search.interpolates)
+        offset = tf.cast(offset, like.dtype)[tf.newaxis]
+        return linear_drift.transform(state.linear, offset) if self._search.turns else geometry.from_translation(offset)
 
     def _updating_on_backward(self, prediction, sums, gradient_share):
         """The identity; its gradient updates the state, so that training does and evaluation does not.
@@ -265,9 +279,11 @@ class ShiftInvariantLoss(_keras.Loss):
     def _update(self, sums):
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            sums = drift.BatchSums(*replica.all_reduce(tf.distribute.ReduceOp.SUM, list(sums)))
+            told = {name: one for name, one in sums._asdict().items() if one is not None}
+            added = replica.all_reduce(tf.distribute.ReduceOp.SUM, list(told.values()))
+            sums = sums._replace(**dict(zip(told, added)))
         before = drift.unpack(tf.convert_to_tensor(self.state))
-        after = drift.update(before, sums, warmup_steps=self.warmup_steps, subpixel=self.subpixel)
+        after = drift.update(before, sums, warmup_steps=self.warmup_steps, subpixel=self._search.interpolates)
         return self.state.assign(drift.pack(after), read_value=False)
 
     def save_own_variables(self, store):
@@ -284,13 +300,9 @@ class ShiftInvariantLoss(_keras.Loss):
         return {
             **super().get_config(),
             "base": self.base if isinstance(self.base, str) else keras.saving.serialize_keras_object(self.base),
-            "max_shift": self.max_shift,
-            "similarity": self.similarity,
-            "subpixel": self.subpixel,
+            **self._search._asdict(),
             "center": self.center,
-            "min_overlap": self.min_overlap,
             "ignore_class": self.ignore_class,
-            "min_confidence": self.min_confidence,
             "warmup_steps": self.warmup_steps,
         }
 
@@ -349,56 +361,3 @@ def _checked_weight(sample_weight):
             )
         )
     return sample_weight
-
-
-def _comparable(pixel_loss, search, base):
-    """`pixel_loss`, if labels can be registered by it when `search` asks for that."""
-    if search.similarity == "base" and pixel_loss.similarity is None:
-        raise ValueError(
-            _checks.message(
-                'similarity="base" needs a base whose mean over the overlap is known for every shift: mean absolute '
-                "error, mean squared error, or a binary, categorical or sparse categorical cross-entropy without label "
-                "smoothing.",
-                {"base": base},
-                'Or name a measure, as in similarity="ncc".',
-            )
-        )
-    return pixel_loss
-
-
-def _registered(label, valid, prediction, base, search):
-    """Registers the label to the prediction, without gradient, at the default bounds clipped to the sizes."""
-    rank = prediction.shape.rank - 2
-    fixed = tf.stop_gradient(prediction if base.activation is None else base.activation(prediction))
-    if base.is_sparse:
-        label = tf.one_hot(tf.cast(tf.round(label[..., 0]), tf.int32), fixed.shape[-1], dtype=fixed.dtype)
-    similarity = search.similarity
-    if similarity == "base":
-        similarity = base.similarity
-        if base.is_binary:
-            fixed, label = (tf.concat([values, 1.0 - values], axis=-1) for values in (fixed, label))
-    max_shift = search.max_shift
-    if max_shift is None:
-        max_shift = _default_bounds(prediction.shape[1:-1], label.shape[1:-1], search.min_overlap)
-    return registration.register(
-        fixed,
-        tf.stop_gradient(label),
-        max_shift=_checks.pixels_per_axis("max_shift", max_shift, rank),
-        similarity=similarity,
-        moving_mask=valid,
-        min_overlap=search.min_overlap,
-    )
-
-
-def _default_bounds(fixed_sizes, moving_sizes, min_overlap):
-    """`DEFAULT_MAX_SHIFT` on every axis, lowered where it costs most until `min_overlap` is kept."""
-    bounds = [DEFAULT_MAX_SHIFT] * len(fixed_sizes)
-    share = registration.overlap_at_bound(fixed_sizes, moving_sizes, bounds)
-    while share is not None and share < min_overlap and any(bounds):
-        shares = [
-            registration.overlap_at_bound([size], [moving_size], [bound])
-            for size, moving_size, bound in zip(fixed_sizes, moving_sizes, bounds)
-        ]
-        bounds[shares.index(min(shares))] -= 1
-        share = registration.overlap_at_bound(fixed_sizes, moving_sizes, bounds)
-    return tuple(bounds)

@@ -3,16 +3,18 @@
 With rotation, scale or shear a grid of candidates starts where ranges are large, and Gauss-Newton steps refine.
 """
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
-from tfalign.ops import geometry, refine, resample, shifts, spline, start
+from tfalign.ops import evidence, geometry, refine, resample, shifts, spline, start
 from tfalign.ops.shifts import Registration
 from tfalign.ops.similarity.measures import MEASURES
-from tfalign.ops.similarity.sums import Grids, overlap_sums
 
 SIMILARITIES = tuple(MEASURES)
+_LARGEST_SCALE = 9.0  # f: of tenfold stretches a grid shows too little of the picture
 
 
 def register(
@@ -41,18 +43,20 @@ def register(
     Where rotation, scale or shear are searched, the best shift is refined by Gauss-Newton steps to the transform that
     fits best, first on blurred grids. Ranges that move the border by more than 3 px (of a picture shrunk to 64 px) are
     started from the best of a grid of rotations and scales, each with all its shifts; the time grows with their number
-    (some 70 for +-180 degrees, 225 for a scale of 1, 1000 for both). The transform is kept only where it gains more
-    than its parameters would on noise (Akaike's information criterion); elsewhere the result is the shift alone.
+    (some 70 for +-180 degrees, 225 for a scale of 1, 1000 for both; long signals are not shrunk). The transform is
+    kept only where it gains more than its parameters would on noise (Akaike's information criterion, and the logarithm
+    of the number of starts, of which one is best by chance); elsewhere the result is the shift alone.
 
     Args:
         fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
-        moving: the same rank and channels; may be larger or smaller; both grids share one centre. A map of class
-            numbers (integers, one channel or none) is taken as one channel for each channel of `fixed`; other numbers
-            do not count.
+        moving: as many samples, the same rank and channels; may be larger or smaller; both grids share one centre. A
+            map of class numbers or flags (integers or booleans, one channel or none) is taken as one channel for each
+            channel of `fixed`, where it has several; other numbers do not count.
         max_shift: int >= 0, or one per spatial axis, pixels.
         max_rotation: degrees, up to 180: of the picture, or about each axis of a volume. Where a grid would hold more
             than 2000 candidates it turns volumes about one axis at a time, and the refinement does the rest.
-        max_scale: f, of factors `1 / (1 + f) .. 1 + f` for each axis; in such large grids all axes are scaled alike.
+        max_scale: f, up to 9, of factors `1 / (1 + f) .. 1 + f` for each axis; in such large grids all axes are scaled
+            alike.
         max_shear: degrees, up to 45, by refinement alone. Signals have no rotation and no shear.
         similarity: each over the overlap, higher is better. "ncc" (normalised cross-correlation; ignores gain and
             offset), "cc" (covariance), "mse", "mae" (minus the mean squared or absolute difference), "cross_entropy"
@@ -77,7 +81,8 @@ def register(
     Raises:
         TypeError, ValueError: ranks, channels, masks or options do not fit.
 
-    Gradient: none through the choice; exact through the score.
+    Gradient: none through the choice; through the score exact, but none of "mi", "nmi" and "joint_entropy", which count
+        pixels in levels (`similarity.parzen` has a smooth form).
     Source: Padfield (2012), doi:10.1109/TIP.2011.2181402, for masked sums by FFT; the window is computed alone, and
         channels share one gain. Öfverstedt et al. (2022), doi:10.1016/j.patrec.2022.05.022, for joint histograms.
         Akaike (1974), doi:10.1109/TAC.1974.1100705, for what a gain must exceed.
@@ -131,8 +136,10 @@ def _checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank):
             )
         )
     return refine.Bounds(
-        max_shift=_checks.pixels_per_axis("max_shift", max_shift, rank),
-        max_scale=_checks.number("max_scale", max_scale, at_least=0.0),
+        max_shift=_checks.pixels_per_axis(
+            "max_shift", max_shift.tolist() if isinstance(max_shift, np.ndarray) else max_shift, rank
+        ),
+        max_scale=_checks.number("max_scale", max_scale, at_least=0.0, at_most=_LARGEST_SCALE),
         **angles,
     )
 
@@ -146,34 +153,38 @@ def _registered(fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, s
         return shift
     textured = shift.confidence > 0.0
     common = {"bounds": bounds, "similarity": similarity, "textured": textured, "pool": options["pool"]}
-    plain, on_start = bounds.of_translation(shift.translation), shift
+    plain = bounds.of_translation(shift.translation)
     begin, filled = plain, spline.fill_holes(moving, moving_mask)
-    if start.is_needed(bounds, fixed):
+    shape = geometry.spatial_shape(fixed)
+    window = [size + 2 * bound for size, bound in zip(shape, bounds.max_shift)]  # as much as all shifts read
+    tried = len(start.candidates(bounds, shape))
+    if tried > 1:
         linear = start.best_linear(fixed, moving, masks, min_overlap=options["min_overlap"], **common)
         turn = bounds.transform(linear)
-        # As much as all shifts read.
-        window = [size + 2 * bound for size, bound in zip(geometry.spatial_shape(fixed), bounds.max_shift)]
-        turned = _read(filled, moving_mask, turn, window)
+        turned = resample.sample_masked(filled, moving_mask, turn, window)
         on_start, _ = shifts.best_shift(fixed, turned[0], fixed_mask, turned[1], subpixel=True, **given)
         # T u = A (u + s)
         begin = linear + bounds.of_translation(tf.linalg.matvec(turn[:, :-1, :-1], on_start.translation))
     found = refine.refined(fixed, moving, masks, begin, plain, least=least, **common)
     transform = bounds.transform(found.parameters)
-    aligned, mask = _read(filled, moving_mask, transform, geometry.spatial_shape(fixed))
-    price = float(begin.shape[-1] - len(bounds.max_shift))
+    price = float(begin.shape[-1] - len(bounds.max_shift)) + math.log(tried)
     gains = textured & (found.gain > price)
-    grids = Grids.windowed(fixed, aligned, fixed_mask, mask, [0] * len(bounds.max_shift))
-    score = tf.reshape(MEASURES[similarity].score_map(grids, overlap_sums(grids)), [-1])
-    if options["pool"] == "batch":
-        score = shifts.pooled(score[:, tf.newaxis], textured)[:, 0]
-    count = tf.reduce_sum(fixed_mask * mask, axis=list(range(1, mask.shape.rank)))
-    confidence = on_start.confidence * tf.where(found.settled, tf.ones_like(score), 0.5)
-    refined = on_start._replace(
+    # Whether a shift of the aligned grid would be as good: what the shifts of the turned one say is of another grid.
+    aligned, mask = resample.sample_masked(filled, moving_mask, transform, window)
+    around, _ = shifts.best_shift(fixed, aligned, fixed_mask, mask, subpixel=False, **{**given, "return_map": True})
+    size = math.prod(2 * bound + 1 for bound in bounds.max_shift)
+    score, posterior = (tf.reshape(one, [-1, size]) for one in (around.score_map, around.posterior_map))
+    score = score[:, size // 2]
+    near = evidence.mass_within_one_pixel(posterior, tf.zeros_like(shift.translation), bounds.max_shift)
+    near *= tf.where(found.settled, tf.ones_like(near), 0.5)
+    met = fixed_mask * resample.crop_or_pad(mask, shape)
+    refined = around._replace(
         transform=transform,
         translation=geometry.translation_of(transform),
         score=tf.where(tf.math.is_finite(score), score, 0.0),
-        confidence=confidence,
-        overlap=count / tf.cast(tf.reduce_prod(geometry.spatial_shape(fixed)), count.dtype),
+        confidence=tf.where(around.confidence > 0.0, near, 0.0),
+        overlap=tf.reduce_sum(met, axis=list(range(1, met.shape.rank))) / tf.cast(tf.reduce_prod(shape), met.dtype),
+        **({} if options["return_map"] else {"score_map": None, "posterior_map": None}),
     )
 
     def chosen(more, less):
@@ -183,18 +194,12 @@ def _registered(fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, s
     return Registration(*fields)._replace(fixed_shape=shift.fixed_shape)
 
 
-def _read(filled, mask, transform, shape):
-    """Values without holes, and weights, of the moving grid through a transform, on a grid of sizes `shape`."""
-    grid = geometry.transformed_grid(transform, shape)
-    values, inside = resample.sample(filled, grid, interpolation="cubic")
-    weight, _ = resample.sample(mask, grid, interpolation="linear")
-    return values, weight * inside[..., tf.newaxis]
-
-
 def _checked_groups(groups, channels):
     """`groups` as lists of channels, each channel in one."""
-    lists = [[group] if isinstance(group, int) else list(group) for group in groups]
-    if not lists or sorted(channel for group in lists for channel in group) != list(range(channels)) or not all(lists):
+    lists = [np.ravel(group).tolist() for group in groups] if isinstance(groups, (list, tuple, np.ndarray)) else []
+    named = [channel for group in lists for channel in group]
+    is_known = all(isinstance(channel, int) for channel in named) and sorted(named) == list(range(channels))
+    if not lists or not is_known or not all(lists):
         raise ValueError(
             _checks.message(
                 "`groups` must name each channel once, as in [(0,), (1, 2)].", {"groups": groups, "channels": channels}
@@ -204,15 +209,15 @@ def _checked_groups(groups, channels):
 
 
 def one_hot_classes(moving, fixed):
-    """A moving map of class numbers, integers in one channel, as one channel for each channel of `fixed`."""
+    """A moving map of class numbers or flags, of one channel or none, as one channel for each channel of `fixed`."""
     moving = tf.convert_to_tensor(moving)
     classes = fixed.shape[-1]
-    is_map = moving.dtype.is_integer and classes is not None and classes > 1
-    if is_map and moving.shape.rank == fixed.shape.rank and moving.shape[-1] == 1:
-        moving = moving[..., 0]
-    if not is_map or moving.shape.rank != fixed.shape.rank - 1:
+    is_map = (moving.dtype.is_integer or moving.dtype.is_bool) and classes is not None
+    if is_map and moving.shape.rank == fixed.shape.rank - 1:
+        moving = moving[..., tf.newaxis]
+    if not is_map or classes == 1 or moving.shape.rank != fixed.shape.rank or moving.shape[-1] != 1:
         return moving
-    one_hot = tf.one_hot(moving, classes, dtype=fixed.dtype)
+    one_hot = tf.one_hot(tf.cast(moving[..., 0], tf.int64), classes, dtype=fixed.dtype)
     return tf.where(tf.reduce_any(one_hot > 0.0, axis=-1, keepdims=True), one_hot, np.nan)
 
 
@@ -224,6 +229,14 @@ def _same_kind(fixed, moving):
                 "`moving` must have the rank of `fixed`.",
                 {"moving.shape": _checks.shape_of(moving), "fixed.shape": _checks.shape_of(fixed)},
                 "Add the missing batch or channel axis.",
+            )
+        )
+    if None not in (fixed.shape[0], moving.shape[0]) and fixed.shape[0] != moving.shape[0]:
+        raise ValueError(
+            _checks.message(
+                "`fixed` and `moving` must hold as many samples.",
+                {"moving.shape": _checks.shape_of(moving), "fixed.shape": _checks.shape_of(fixed)},
+                "Repeat the one that is the same for all, as in tf.repeat(fixed, samples, axis=0).",
             )
         )
     channels = fixed.shape[-1]

@@ -11,6 +11,12 @@ from tfalign.ops import geometry, spline
 
 INTERPOLATIONS = ("linear", "nearest", "cubic")
 ENGINES = ("gather", "projective")
+_ROUNDING = 1e-6  # of a size: so far outside a coordinate still lies on the border
+# The projective engine's operation knows few types of integers.
+_PROJECTED_AS = {
+    tf.bool: tf.uint8, tf.int8: tf.int32, tf.int16: tf.int32, tf.uint16: tf.int32, tf.uint32: tf.int64,
+    tf.uint64: tf.int64,
+}  # fmt: skip
 
 
 def warp(
@@ -52,6 +58,8 @@ def warp(
     if interpolation != "nearest":
         moving = _checks.floating(moving, "moving")
     pull = _checks.floating(transform_or_displacement, "transform_or_displacement")
+    if 0 in moving.shape[1:-1]:
+        raise ValueError(_checks.message("`moving` must have pixels.", {"moving.shape": _checks.shape_of(moving)}))
     coordinates = _pulled_coordinates(moving, pull, rank, output_shape)
     if engine == "projective":
         _check_projective(moving, pull, interpolation)
@@ -64,7 +72,7 @@ def warp(
 
 def _pulled_coordinates(moving, pull, rank, output_shape):
     """Centred moving coordinates `(batch, *output, d)` of every fixed pixel."""
-    is_transform = pull.shape.rank == 3 and pull.shape[-1] == rank + 1
+    is_transform = pull.shape.rank == 3 and pull.shape[-1] == rank + 1 and pull.shape[-2] in (None, rank + 1)
     if not is_transform and (pull.shape.rank != rank + 2 or pull.shape[-1] != rank):
         raise ValueError(
             _checks.message(
@@ -74,24 +82,51 @@ def _pulled_coordinates(moving, pull, rank, output_shape):
                 "Make a transform with `tfalign.ops.geometry`, or take one from `tfalign.register`.",
             )
         )
-    if output_shape is None:
-        shape = geometry.spatial_shape(moving if is_transform else pull)
-    else:
-        shape = list(tf.unstack(output_shape, num=rank)) if tf.is_tensor(output_shape) else list(output_shape)
-        if len(shape) != rank:
+    if pull.shape[0] not in (None, 1) and moving.shape[0] not in (None, pull.shape[0]):
+        raise ValueError(
+            _checks.message(
+                "`transform_or_displacement` must hold one sample, or one for each of `moving`.",
+                {"its shape": _checks.shape_of(pull), "moving.shape": _checks.shape_of(moving)},
+            )
+        )
+    shape = geometry.spatial_shape(moving if is_transform else pull)
+    if output_shape is not None:
+        wanted = _checked_sizes(output_shape, rank)
+        if not is_transform and any(
+            isinstance(one, int) and isinstance(own, int) and one != own for one, own in zip(wanted, shape)
+        ):
             raise ValueError(
                 _checks.message(
-                    f"`output_shape` must hold {rank} sizes, one per spatial axis.", {"output_shape": output_shape}
+                    "`output_shape` must be that of the displacement.",
+                    {"output_shape": output_shape, "its shape": _checks.shape_of(pull)},
+                    "Leave it out.",
                 )
             )
+        shape = wanted
     return geometry.transformed_grid(pull, shape) if is_transform else geometry.centered_grid(shape, pull.dtype) + pull
+
+
+def _checked_sizes(output_shape, rank):
+    """`output_shape` as a list: ints >= 1, or scalar tensors."""
+    sizes = tf.get_static_value(output_shape) if tf.is_tensor(output_shape) else output_shape
+    if sizes is None:
+        return tf.unstack(output_shape, num=rank)
+    sizes = sizes.tolist() if isinstance(sizes, np.ndarray) else sizes
+    if not isinstance(sizes, (list, tuple, tf.TensorShape)) or len(sizes) != rank:
+        raise ValueError(
+            _checks.message(
+                f"`output_shape` must hold {rank} sizes, one per spatial axis.", {"output_shape": output_shape}
+            )
+        )
+    return [size if tf.is_tensor(size) else _checks.whole_number("output_shape", size, at_least=1) for size in sizes]
 
 
 def sample(values, coordinates, *, interpolation):
     """Reads `values` `(batch, *spatial, channels)` at centred `coordinates` `(batch or 1, *output, d)`.
 
     Returns:
-        `(samples, mask)`, unfilled: outside the grid the samples are those of the nearest border.
+        `(samples, mask)`, unfilled: outside the grid the samples are those of the nearest border, where a coordinate
+        counts as inside if no more than rounding has put it there.
     """
     shape = geometry.spatial_shape(values)
     index, mask = _indices(values, coordinates)
@@ -114,11 +149,34 @@ def sample(values, coordinates, *, interpolation):
     return total, mask
 
 
+def sample_masked(filled, mask, transform, shape):
+    """Values without holes by cubic splines, and their weights, through a transform on a grid of sizes `shape`.
+
+    Args:
+        filled: `(batch, *spatial, channels)` of `spline.fill_holes`.
+        mask: `(batch, *spatial, 1)` weights.
+        transform: `(batch, d+1, d+1)`.
+
+    Returns:
+        `(values, weights)`, `(batch, *shape, channels)` and `(batch, *shape, 1)`; 0 outside the grid.
+    """
+    grid = geometry.transformed_grid(transform, shape)
+    values, inside = sample(filled, grid, interpolation="cubic")
+    weight, _ = sample(mask, grid, interpolation="linear")
+    return values, weight * inside[..., tf.newaxis]
+
+
 def _indices(values, coordinates):
-    """Fractional indices into `values`, a tensor for each axis, and the mask of those inside the grid."""
-    shape = geometry.spatial_shape(values)
-    index = [axis + tf.cast(n // 2, axis.dtype) for axis, n in zip(tf.unstack(coordinates, axis=-1), shape)]
-    inside = [(at >= 0) & (at <= tf.cast(size - 1, at.dtype)) for at, size in zip(index, shape)]
+    """Fractional indices into `values`, a tensor for each axis, and the mask of those inside the grid.
+
+    Outside they are those of the border: a coordinate that a rotation's rounding put there reads it exactly.
+    """
+    index, inside = [], []
+    for axis, size in zip(tf.unstack(coordinates, axis=-1), geometry.spatial_shape(values)):
+        at, last = axis + tf.cast(size // 2, axis.dtype), tf.cast(size - 1, axis.dtype)
+        rounding = _ROUNDING * (last + 1.0)
+        inside.append((at >= -rounding) & (at <= last + rounding))
+        index.append(tf.clip_by_value(at, 0.0, last))
     mask = tf.cast(tf.reduce_all(tf.stack(inside), axis=0), coordinates.dtype)
     return index, tf.broadcast_to(mask, tf.concat([tf.shape(values)[:1], tf.shape(mask)[1:]], axis=0))
 
@@ -148,9 +206,8 @@ def sample_splines(weights, coordinates):
 
 def _spline_sum(weights, index):
     shape, dtype = geometry.spatial_shape(weights), weights.dtype
-    index = [tf.clip_by_value(tf.cast(at, dtype), 0.0, tf.cast(size - 1, dtype)) for at, size in zip(index, shape)]
     total = tf.zeros([], dtype)
-    for corner in itertools.product(*(spline.taps(at, size) for at, size in zip(index, shape))):
+    for corner in itertools.product(*(spline.taps(tf.cast(at, dtype), size) for at, size in zip(index, shape))):
         taps, shares = zip(*corner)
         total = total + gather_pixels(weights, taps) * math.prod(shares)[..., tf.newaxis]
     return total
@@ -183,9 +240,8 @@ def _projected(moving, pull, coordinates, interpolation):
     offset = geometry.translation_of(pull) + center - tf.linalg.matvec(linear, start)
     rows = tf.concat([linear[:, :, ::-1], offset[..., tf.newaxis]], axis=-1)[:, ::-1]
     eight = tf.concat([tf.reshape(rows, [-1, 6]), tf.zeros_like(rows[:, 0, :2])], axis=-1)
-    is_flag = moving.dtype == tf.bool
     values = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.stop_gradient(tf.cast(moving, tf.uint8) if is_flag else moving),
+        images=tf.stop_gradient(tf.cast(moving, _PROJECTED_AS.get(moving.dtype, moving.dtype))),
         transforms=tf.stop_gradient(eight),
         output_shape=output,
         fill_value=0.0,
