@@ -46,7 +46,8 @@ def _realigned(task, cell, patches, transforms):
     labels, shape = [], patches.inputs.shape[1:-1]
     for start in range(0, len(patches.labels), 50):
         part = slice(start, start + 50)
-        moved, mask = tfalign.warp(patches.labels[part], transforms[part].astype(np.float32), output_shape=shape)
+        pull = transforms[part].astype(np.float32)
+        moved, mask = tfalign.warp(patches.labels[part], pull, output_shape=shape, interpolation="cubic")
         labels.append(np.where(np.asarray(mask)[..., np.newaxis] > 0, moved, np.nan).astype(np.float32))
     return np.concatenate(labels), tfalign.ShiftInvariantLoss(task.base, max_shift=0, center=False)
 

@@ -17,6 +17,7 @@ from benchmarks.quality.arms import ARMS, REFERENCES
 from benchmarks.quality.cells import CELLS, patches
 from benchmarks.quality.tasks import TASKS, Scene
 from tfalign.jobs import evaluate, files
+from tfalign.ops import geometry
 
 RECORDS = Path(__file__).parent.parent / "results" / "quality" / "records"
 _DRIFT_BOUND = 4  # px of the best global move
@@ -144,14 +145,16 @@ def _flipped(pair, number):
 
 
 def _transform_errors(model, cell, data):
-    """Errors of the shifts that the trained network sees, pixels, and how well confidence tells wrong scenes."""
-    rank = data.inputs.ndim - 2
-    if not cell.margin or data.transforms is None or not np.allclose(data.transforms[:, :rank, :rank], np.eye(rank)):
+    """Errors of the transforms that the trained network sees, and how well confidence tells wrong scenes."""
+    if not cell.margin or data.transforms is None:
         return {}
-    bound = cell.loss["max_shift"]
-    found, confidence = evaluate.registered_shifts(model, data.inputs, data.labels, max_shift=bound)
+    rank = data.inputs.ndim - 2
+    bounds = {name: value for name, value in cell.loss.items() if name.startswith("max_")}
+    turns = len(bounds) > 1
+    subpixel = turns or cell.loss.get("subpixel", False)
+    found, confidence = evaluate.registered_labels(model, data.inputs, data.labels, subpixel=subpixel, **bounds)
     right, wrong = ~data.is_wrong, data.is_wrong
-    error = (found - data.transforms[:, :rank, rank])[right]
+    error = (found - data.transforms)[right, :rank, rank]
     around = error - np.median(error, axis=0)
     told = {
         "common": np.median(error, axis=0).tolist(),
@@ -160,6 +163,12 @@ def _transform_errors(model, cell, data):
         "within_half_around_common": float(np.mean(np.all(np.abs(around) <= 0.5, axis=-1))),
         "mean_confidence": float(confidence[right].mean()),
     }
+    if turns:
+        # Medians: a label that could not be told says nothing of the others.
+        mine, true = (geometry.decompose(tf.constant(one[right], tf.float32)) for one in (found, data.transforms))
+        told["rotation_error_degrees"] = float(np.median(np.abs(mine.rotation - true.rotation)))
+        told["scale_error_percent"] = float(100 * np.median(np.abs(mine.scale / true.scale - 1.0)))
+        told["shear_error_degrees"] = float(np.median(np.abs(mine.shear - true.shear)))
     if wrong.any():
         rank_sum = scipy.stats.mannwhitneyu(confidence[right], confidence[wrong]).statistic
         told["wrong_scene_auc"] = float(rank_sum / (right.sum() * wrong.sum()))

@@ -66,9 +66,10 @@ def run(out, settings, *, track=lambda description, total: lambda steps: None):
         predictions[arm] = np.asarray(models[arm](gray))[0]
         arms[arm] = {**files.read_json(record_path), **evaluate.image_metrics(predictions[arm], truth[0])}
 
-    shifts, confidence = evaluate.registered_shifts(
-        models["tfalign"], moved.inputs, moved.labels, max_shift=settings.max_shift
+    transforms, confidence = evaluate.registered_labels(
+        models["tfalign"], moved.inputs, moved.labels, max_shift=settings.max_shift, subpixel=False
     )
+    shifts = transforms[:, :-1, -1]
     metrics = _summary(settings, arms, shifts - moved.translations)
     files.write_json(out / "metrics.json", metrics)
     served = out / "saved_model" / "tissue_stain"

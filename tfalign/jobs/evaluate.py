@@ -56,12 +56,15 @@ def gap_recovered(value, plain, oracle):
     return float((value - plain) / (oracle - plain))
 
 
-def registered_shifts(model, inputs, labels, *, max_shift, batch=64):
-    """Registers every label to the model's prediction: translations `(count, d)`, pixels, and confidences."""
-    translations, confidences = [], []
+def registered_labels(model, inputs, labels, *, batch=64, **options):
+    """Registers every label to the model's prediction: transforms `(count, d+1, d+1)` and confidences `(count,)`.
+
+    `options` are those of `tfalign.register`.
+    """
+    found = []
     for start in range(0, len(inputs), batch):
         prediction = model(tf.convert_to_tensor(inputs[start : start + batch]), training=False)
-        found = register(prediction, labels[start : start + batch], max_shift=max_shift, subpixel=False)
-        translations.append(found.translation.numpy())
-        confidences.append(found.confidence.numpy())
-    return np.concatenate(translations), np.concatenate(confidences)
+        one = register(prediction, labels[start : start + batch], **options)
+        found.append((one.transform.numpy(), one.confidence.numpy()))
+    transforms, confidences = zip(*found)
+    return np.concatenate(transforms), np.concatenate(confidences)
