@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tfalign import _checks
 from tfalign._version import __version__
 from tfalign.jobs import demo as demo_job
 from tfalign.jobs import export as export_job
@@ -64,17 +65,32 @@ def export(
     directory: Annotated[Path, typer.Argument(help="The model's base path, as TF Serving polls it.")],
     version: Annotated[int | None, typer.Option(help="By default one more than the highest there.")] = None,
     tile: Annotated[int | None, typer.Option(help="Pixels a side: larger images are cut into tiles.")] = None,
-    tile_overlap: Annotated[int | None, typer.Option(help="Pixels that two tiles share; a quarter of a tile.")] = None,
+    tile_overlap: Annotated[
+        int | None, typer.Option(help="Pixels that two tiles share; by default enough that no seam shows.")
+    ] = None,
+    stride: Annotated[
+        str, typer.Option(help="The network takes multiples of it: N, or ROW,COL; `none`: arrays go in as they come.")
+    ] = "auto",
     offset: Annotated[
-        str | None, typer.Option(help="Pixels by which predictions lie too far down/right: ROW,COL.")
+        str, typer.Option(help="Pixels by which predictions lie too far down/right: N, or ROW,COL.")
+    ] = "0",
+    image_range: Annotated[
+        str, typer.Option(help="The values of the darkest and the brightest code of an image file: LOW,HIGH.")
+    ] = "0,1",
+    warmup: Annotated[
+        list[str] | None,
+        typer.Option(help="Size of a request that the server replays when it loads: ROW,COL, repeatable; or `none`."),
     ] = None,
     max_shift: Annotated[
         int | None, typer.Option(help="Also serve `register`, for shifts of up to these pixels.")
     ] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="A JSON file of what the card says: what, data, metrics, licence, limits ...")
+    ] = None,
 ):
     """Writes a Keras model as the next version folder of a model that TF Serving serves.
 
-    Example: tfalign export runs/demo/tfalign.keras served/stain --tile 512 --max-shift 8
+    Example: tfalign export runs/demo/tfalign.keras served/stain --tile 512 --max-shift 8 --card card.json
     """
     path = export_job.run(
         model,
@@ -82,10 +98,35 @@ def export(
         version=version,
         tile=tile,
         tile_overlap=tile_overlap,
-        offset=0.0 if offset is None else tuple(offset.split(",")),
+        stride=_STRIDES[stride] if stride in _STRIDES else _numbers("stride", stride, int),
+        offset=_numbers("offset", offset, float),
+        image_range=_numbers("image_range", image_range, float),
+        warmup=_warmup(warmup or []),
         register=None if max_shift is None else {"max_shift": max_shift},
+        card=card,
     )
     _console.print(f"Wrote {path}", highlight=False, soft_wrap=True)
+
+
+_STRIDES = {"auto": "auto", "none": None}
+
+
+def _warmup(sizes):
+    if sizes == ["none"]:
+        return ()
+    return [_numbers("warmup", size, int) for size in sizes] or "auto"
+
+
+def _numbers(option, text, kind):
+    """A text of one number, or of several with commas between as a tuple."""
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        kinds = {int: "whole numbers", float: "numbers"}
+        raise ValueError(
+            _checks.message(f"`{option}` must be {kinds[kind]} with commas between.", {option: text})
+        ) from error
+    return values if len(values) > 1 else values[0]
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def onnx_runner(folder):
     return lambda inputs: session.run(["prediction"], {"inputs": inputs})[0]
 
 
-RUNNERS = {"tensorflow": tensorflow_runner, "openvino": openvino_runner, "onnxruntime": onnx_runner}
+RUNNERS = {"openvino": openvino_runner, "onnxruntime": onnx_runner}
 
 
 def milliseconds(run, inputs):
@@ -61,11 +61,13 @@ def main(folder="saved_models/tissue_stain/1"):
     """Prints the table."""
     rng = np.random.default_rng(0)
     grids = {shape: rng.random((*shape, 1), np.float32) for shape in SHAPES}
-    runners = {name: make(folder) for name, make in RUNNERS.items()}
+    reference = tensorflow_runner(folder)
+    print(f"TensorFlow {tf.__version__}: {milliseconds(reference, grids[SHAPES[0]]):.0f} ms for {SHAPES[0]}\n")
     print("| runtime | " + " | ".join("x".join(map(str, shape)) for shape in SHAPES) + f" | ms, {SHAPES[0]} |")
     print("|---" * (len(SHAPES) + 2) + "|")
-    for name, run in runners.items():
-        distances = [float(np.abs(run(grid) - runners["tensorflow"](grid)).max()) for grid in grids.values()]
+    for name, make in RUNNERS.items():
+        run = make(folder)
+        distances = [float(np.abs(run(grid) - reference(grid)).max()) for grid in grids.values()]
         cells = [f"{distance:.1e}" for distance in distances] + [f"{milliseconds(run, grids[SHAPES[0]]):.0f}"]
         print(f"| {name} {metadata.version(name)} | " + " | ".join(cells) + " |")
 

@@ -4,14 +4,17 @@ import keras
 import numpy as np
 
 import tfalign
+from tfalign.data.preprocess import Preprocessing, ZScore, with_preprocessing
 
 LAYERS = keras.layers
 
 
-def randomized(model, seed=0):
-    """The same weights in every lane; biases too, so that a border shows."""
+def randomized(model, seed=8):
+    """The same weights in every lane, of a seed at which no network is dead; biases too: a border shows."""
     rng = np.random.default_rng(seed)
-    model.set_weights([rng.normal(0.0, 0.3, weight.shape) for weight in model.get_weights()])
+    shapes = [weight.shape for weight in model.get_weights()]
+    scales = [(2.0 / np.prod(shape[:-1])) ** 0.5 if len(shape) > 1 else 0.1 for shape in shapes]
+    model.set_weights([rng.normal(0.0, scale, shape) for scale, shape in zip(scales, shapes)])
     return model
 
 
@@ -46,6 +49,17 @@ def odd():
     inputs = keras.Input((None, None, 1))
     low = LAYERS.MaxPooling2D(2)(LAYERS.Conv2D(2, 2)(inputs))
     return randomized(keras.Model(inputs, LAYERS.Conv2DTranspose(1, 2, strides=2)(low)))
+
+
+def prepared():
+    """A network with a preprocessing of the whole image at its front."""
+    return with_preprocessing(pooled(), Preprocessing((ZScore(),)))
+
+
+def half():
+    """A network of half precision."""
+    inputs = keras.Input((None, None, 1))
+    return randomized(keras.Model(inputs, LAYERS.Conv2D(2, 3, padding="same", dtype="mixed_float16")(inputs)))
 
 
 def fixed(size=32):

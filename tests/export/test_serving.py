@@ -14,11 +14,21 @@ import tensorflow as tf
 
 import tfalign
 from tests.export import networks
-from tfalign.export import ModelCard, options, requests, serving
+from tfalign.data.preprocess import Preprocessing, PreprocessingLayer, ZScore, with_preprocessing
+from tfalign.export import ModelCard, grid, options, requests, serving
+from tfalign.export import card as cards
 
 
 def loaded(path):
     return tf.saved_model.load(str(path)).signatures
+
+
+def halved(inputs):
+    return 0.5 * inputs
+
+
+def to_gray(inputs):
+    return tf.reduce_mean(inputs, axis=-1, keepdims=True)
 
 
 def test_versions_count_up_and_nothing_else_is_left(tmp_path):
@@ -44,6 +54,7 @@ def test_a_folder_of_a_version_is_complete_and_names_no_path_of_its_maker(tmp_pa
         "assets.extra/request.pb",
         "assets.extra/tf_serving_warmup_requests",
     }
+    assert "* **Registration**: max_shift=2\n" in (path / "README.md").read_text()
     for file in path.rglob("*"):
         if file.is_file():
             assert str(tmp_path).encode() not in file.read_bytes()
@@ -201,6 +212,8 @@ def test_the_card_says_what_it_is(tmp_path):
         networks.pooled(),
         tmp_path / "stain",
         tile=30,
+        tile_overlap=9,
+        preprocess=halved,
         offset=(1, -0.5),
         image_range=(-1, 1),
         warmup=[(64, 64)],
@@ -214,7 +227,9 @@ def test_the_card_says_what_it_is(tmp_path):
         "| `encoded` | `images` string (?) | `prediction` float32 (?, ?, ?, 2) |",
         "* **Sizes**: any; the network takes (multiples of 4, multiples of 4), images are extended and cropped back "
         "inside; a prediction has (0, 0) pixels less than its input",
-        "* **Tiles**: 32 px sharing 8, 32 px sharing 8",
+        "* **Tiles**: 32 px sharing 9, 32 px sharing 9; borders reach (12, 12) px far: seams may show, share three "
+        "times that",
+        "* **Preprocessing**: inside, of the whole image, on whose result a prediction lies: `halved`",
         "* **Offset taken out (pixels, down/right)**: 1, -0.5",
         "* **Image files**: the darkest code becomes -1, the brightest 1",
         "* **Warm-up requests**: (64, 64)",
@@ -228,11 +243,85 @@ def test_the_card_says_what_it_is(tmp_path):
     assert "## Limits\n\nNot stated." in text
 
 
+@pytest.mark.parametrize(
+    ("tiling", "reach", "text"),
+    [
+        (None, 12, "none"),
+        (((64, 36), (64, 36)), 12, "borders reach (12, 12) px far: predictions are those of the whole image"),
+        (((64, 36), (64, 35)), 12, "borders reach (12, 12) px far: seams may show, share three times that"),
+        (((64, 36), (64, 36)), None, "the network sees further than a tile: not what it makes of the whole image"),
+    ],
+)
+def test_the_card_says_whether_tiles_show(tiling, reach, text):
+    assert cards.tiles_in_words(tiling, (grid.Axis(stride=4, period=4, reach=reach),) * 2).endswith(text)
+
+
+def test_a_preprocessing_at_the_front_sees_the_image_before_it_is_padded_and_cut(tmp_path, rng):
+    network, prepare = networks.pooled(), Preprocessing((ZScore(),))
+    slope = np.linspace(0.0, 3.0, 90).reshape(-1, 1)
+    inputs = (rng.random((1, 75, 90, 1)) * slope).astype(np.float32)
+    expected = tfalign.export_serving(network, tmp_path / "a", preprocess=prepare, warmup=(), tile=48)
+    path = tfalign.export_serving(with_preprocessing(network, prepare), tmp_path / "b", warmup=(), tile=48)
+    results = [loaded(one)["serving_default"](inputs=tf.constant(inputs))["prediction"] for one in (path, expected)]
+    np.testing.assert_allclose(*results, atol=1e-6)
+    # The network alone on the prepared image, which mirrors do not change.
+    whole = network(np.pad(prepare(inputs), [(0, 0), (0, 1), (0, 2), (0, 0)], mode="reflect")).numpy()[:, :75, :90]
+    np.testing.assert_allclose(results[0], whole, atol=1e-5)
+    assert f"a prediction lies: `{prepare}`" in (path / "README.md").read_text()
+
+
+def test_steps_before_a_preprocessing_at_the_front(tmp_path, rng):
+    network, prepare = networks.pooled(), Preprocessing((ZScore(),))
+    inputs = rng.random((1, 8, 12, 3)).astype(np.float32)
+    path = tfalign.export_serving(
+        with_preprocessing(network, prepare), tmp_path, preprocess=to_gray, input_channels=3, warmup=()
+    )
+    result = loaded(path)["serving_default"](inputs=tf.constant(inputs))["prediction"]
+    np.testing.assert_allclose(result, network(prepare(to_gray(inputs))), atol=1e-6)
+    assert f"`to_gray`, then `{prepare}`" in (path / "README.md").read_text()
+
+
 def test_the_batching_example_is_what_the_server_reads(tmp_path):
     path = tfalign.export_serving(networks.unet(), tmp_path, warmup=())
     fields = [line.split()[0] for line in (path / "batching_params.pbtxt").read_text().splitlines() if line[0] != "#"]
     # Of session_bundle_config.proto, BatchingParameters.
     assert fields == ["max_batch_size", "batch_timeout_micros", "max_enqueued_batches"]
+
+
+def named(inputs=False):
+    tensor = keras.Input((None, None, 1), name="image")
+    output = keras.layers.Conv2D(1, 3, padding="same")(tensor)
+    return keras.Model({"image": tensor}, output) if inputs else keras.Model(tensor, {"stain": output})
+
+
+def wrapped():
+    inputs = keras.Input((None, None, 1))
+    return keras.Model(inputs, networks.prepared()(inputs))
+
+
+def beside():
+    """What is prepared joins what is not."""
+    inputs = keras.Input((None, None, 1))
+    layer = PreprocessingLayer(Preprocessing((ZScore(),)))
+    return keras.Model(inputs, keras.layers.Add()([inputs, layer(inputs)]))
+
+
+def in_python(inputs):
+    return tf.ensure_shape(tf.py_function(lambda array: 2.0 * array, [inputs], tf.float32), inputs.shape)
+
+
+def in_numpy(inputs):
+    return tf.ensure_shape(tf.numpy_function(lambda array: 2.0 * array, [inputs], tf.float32), inputs.shape)
+
+
+def in_python_in_a_loop(inputs):
+    return tf.map_fn(in_python, inputs)
+
+
+def in_python_in_a_layer():
+    return keras.Sequential(
+        [keras.Input((None, None, 1)), keras.layers.Lambda(in_python, output_shape=(None, None, 1))]
+    )
 
 
 def two_inputs():
@@ -264,9 +353,33 @@ def two_inputs():
         (networks.unet, {"preprocess": lambda x: x[..., 0]}, ValueError, "`preprocess` must give.*None, None, None"),
         (networks.unet, {"input_channels": 3}, ValueError, "`preprocess` must give what the model takes"),
         (networks.unet, {"image_range": (0, "1")}, TypeError, "image_range='1'"),
+        (networks.unet, {"image_range": (0, 1, 2)}, ValueError, r"two finite numbers.*image_range=\(0, 1, 2\)"),
+        (networks.unet, {"image_range": 1.0}, ValueError, "two finite numbers.*image_range=1.0"),
+        (networks.unet, {"image_range": (0, float("nan"))}, ValueError, r"two finite.*image_range=\(0, nan\)"),
+        (
+            networks.unet,
+            {"version": 2**63},
+            ValueError,
+            "<= 9223372036854775807. Received: version=9223372036854775808",
+        ),
+        (named, {}, ValueError, "no dict.*keras.Model"),
+        (lambda: named(inputs=True), {}, ValueError, "no dict.*keras.Model"),
+        (wrapped, {}, ValueError, "preprocessing at its front.*preprocess="),
+        (beside, {}, ValueError, "preprocessing at its front.*preprocess="),
+        (networks.unet, {"preprocess": in_python}, ValueError, r"no server runs Python.*operations=\['EagerPyFunc'\]"),
+        (networks.unet, {"preprocess": in_numpy}, ValueError, r"no server runs Python.*operations=\['PyFunc'\]"),
+        (networks.unet, {"preprocess": in_python_in_a_loop}, ValueError, "no server runs Python"),
+        (in_python_in_a_layer, {}, ValueError, "no server runs Python"),
+        (networks.unet, {"card": "Stain."}, TypeError, "ModelCard. Received: card='Stain.'"),
+        (networks.unet, {"preprocess": 3}, TypeError, "preprocess=3"),
+        (networks.unet, {"register": 8}, TypeError, "`register` must be a dict.*register=8"),
+        (networks.unet, {"tile_overlap": 8}, ValueError, "`tile_overlap` needs `tile`.*tile_overlap=8"),
+        (networks.unet, {"tile": 24}, ValueError, "tile=24, tile_overlap=27, lost=0, period=2. Borders reach 9"),
+        (networks.unet, {"warmup": None}, ValueError, "warmup=None"),
+        (networks.unet, {"warmup": (256, 128)}, ValueError, r"as \[\(64, 64\)\].*warmup=\(256, 128\)"),
         (networks.unet, {"register": {"max_shift": -1}}, ValueError, "max_shift=-1"),
         (networks.unet, {"register": {"max_shft": 1}}, TypeError, "max_shft"),
-        (networks.unet, {"warmup": [(8, 8, 8)]}, ValueError, r"warmup=\(8, 8, 8\)"),
+        (networks.unet, {"warmup": [(8, 8, 8)]}, ValueError, r"warmup=\[\(8, 8, 8\)\]"),
         (lambda: networks.unet(padding="valid"), {"warmup": [(8, 8)]}, ValueError, r"warmup=\(8, 8\)"),
     ],
 )

@@ -1,9 +1,10 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.export import networks
-from tfalign.export import grid, tiles
+from tfalign.export import grid, options, tiles
 
 
 def predictor(model, axes, **options):
@@ -56,19 +57,31 @@ def test_nothing_and_less_than_the_border_are_refused():
 @pytest.mark.parametrize(
     ("make", "all_tiles"),
     [
-        (lambda: networks.pooled(4), [(64, 40)]),  # sees 6 + 3 pixels
-        (lambda: networks.unet(padding="valid"), [(32, 0), (28, 5)]),  # sees what it loses
+        (lambda: networks.pooled(4), [(48, None)]),
+        (lambda: networks.unet(padding="valid"), [(32, 0), (28, 5)]),  # a border reaches no further than what is lost
+        # A network that takes every size and pools in pairs all the same.
+        (networks.unet, [(33, 27), (47, 28)]),
+        (lambda: networks.unet(depth=3), [(93, 79)]),
     ],
 )
 def test_tiles_equal_the_whole(rng, make, all_tiles):
     model = make()
-    axes = grid.axes_of(model)
+    axes = grid.measured(model, grid.axes_of(model))
     whole = predictor(model, axes)
-    for tile in all_tiles:
-        tiled = predictor(model, axes, tiles=(tile, tile))
-        for size in ((17, 19), (32, 33), (50, 95), (64, 131)):
+    for tile, overlap in all_tiles:
+        tiled = predictor(model, axes, tiles=options.checked_tiles(tile, overlap, axes))
+        for size in ((17, 19), (32, 33), (50, 95), (131, 64)):
             inputs = rng.random((2, *size, 1)).astype(np.float32)
-            np.testing.assert_allclose(tiled(inputs), whole(inputs), atol=2e-6)
+            np.testing.assert_allclose(tiled(inputs), whole(inputs), atol=5e-6)
+
+
+def test_by_default_tiles_share_what_leaves_no_seams(rng):
+    model = networks.unet()
+    axes = grid.measured(model, grid.axes_of(model))
+    assert options.checked_tiles((32, 256), None, axes) == ((32, 27), (256, 64))
+    # Of a network of one size there may not be enough.
+    axes = [axis._replace(fixed=28) for axis in axes]
+    assert options.checked_tiles(None, None, axes) == ((28, 7),) * 2
 
 
 def test_a_network_of_one_size_takes_any_in_tiles(rng):
@@ -80,6 +93,19 @@ def test_a_network_of_one_size_takes_any_in_tiles(rng):
         extended = np.pad(inputs, [(0, 0), *((0, max(32 - length, 0)) for length in size), (0, 0)], mode="reflect")
         expected = tf.nn.conv2d(extended, kernel, 1, "SAME") + bias
         np.testing.assert_allclose(tiled(inputs), expected[:, : size[0], : size[1]], atol=2e-6)
+
+
+def test_the_tiles_of_a_network_of_one_size_start_where_it_pools(rng):
+    inputs = keras.Input((32, 32, 1))
+    low = networks.LAYERS.MaxPooling2D(4)(inputs)
+    model = networks.randomized(keras.Model(inputs, networks.LAYERS.UpSampling2D(4)(low)))
+    axes = grid.measured(model, grid.axes_of(model))
+    assert [(axis.period, axis.reach) for axis in axes] == [(4, 0)] * 2
+    image = rng.random((1, 45, 70, 1)).astype(np.float32)
+    extended = np.pad(image, [(0, 0), (0, 3), (0, 2), (0, 0)], mode="reflect")
+    expected = extended.reshape(1, 12, 4, 18, 4, 1).max(axis=(2, 4)).repeat(4, axis=1).repeat(4, axis=2)
+    tiled = predictor(model, axes, tiles=options.checked_tiles(None, None, axes))
+    np.testing.assert_allclose(tiled(image), expected[:, :45, :70], atol=1e-6)
 
 
 def test_too_little_overlap_shows(rng):
@@ -97,7 +123,7 @@ def test_tiles_cover_every_pixel_once(size):
         seen.append(tuple(tile.shape))
         return tf.ones_like(tile) * 3.0
 
-    axes = (grid.Axis(stride=2),) * len(size)
+    axes = (grid.Axis(stride=2, period=2),) * len(size)
     padded = [length + length % 2 for length in size]
     inputs = tf.zeros((3, *padded, 1))
     result = tiles.predict(network, inputs, axes, channels=1, tiles=((8, 3),) * len(size))

@@ -1,9 +1,11 @@
 """The model card: what a served model is, for whom looks into its folder."""
 
+import dataclasses
 import platform
 from importlib import metadata
 from typing import NamedTuple
 
+from tfalign import _checks
 from tfalign._version import __version__
 
 
@@ -45,6 +47,13 @@ _HEADINGS = {
     "limits": "Limits",
     "licence": "Licence",
 }
+
+
+def checked(card):
+    """A `ModelCard`, an empty one by default."""
+    if card is not None and not isinstance(card, ModelCard):
+        raise TypeError(_checks.message("`card` must be a tfalign.export.ModelCard.", {"card": card}))
+    return card or ModelCard()
 
 
 def text(card, *, name, signatures, facts):
@@ -96,3 +105,27 @@ def sizes_in_words(axes):
         f"any; the network takes ({', '.join(taken)}), images are extended and cropped back inside; a prediction has "
         f"({', '.join(str(axis.loss) for axis in axes)}) pixels less than its input"
     )
+
+
+def tiles_in_words(tiling, axes):
+    """How large images are cut, and whether that shows."""
+    if tiling is None:
+        return "none"
+    tiles = ", ".join(f"{size} px sharing {shared}" for size, shared in tiling)
+    reaches = [axis.reach for axis in axes]
+    if None in reaches:
+        return f"{tiles}; the network sees further than a tile: not what it makes of the whole image"
+    exact = all(shared >= 3 * reach for (_, shared), reach in zip(tiling, reaches))
+    text = "predictions are those of the whole image" if exact else "seams may show, share three times that"
+    return f"{tiles}; borders reach ({', '.join(map(str, reaches))}) px far: {text}"
+
+
+def preprocessing_in_words(steps):
+    """What is done to an image before the network."""
+    names = [
+        repr(step) if dataclasses.is_dataclass(step) else getattr(step, "__name__", type(step).__name__)
+        for step in steps
+    ]
+    if not names:
+        return "none"
+    return f"inside, of the whole image, on whose result a prediction lies: `{'`, then `'.join(names)}`"

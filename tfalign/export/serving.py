@@ -50,19 +50,24 @@ def export_serving(
     Args:
         model: a built Keras model with one input `(batch, *spatial, channels)`, 1 to 3 spatial axes, and one output
             that has one pixel for every input pixel; or fewer at the border ("valid" padding): then the prediction is
-            as much smaller and centred.
+            as much smaller and centred. A preprocessing at its front (`tfalign.data.preprocess.with_preprocessing`) is
+            taken off and done after `preprocess`.
         directory: the model's base path, as TF Serving polls it; made if missing. Its name is that of the model.
         version: a whole number > 0; by default one more than the highest there.
         preprocess: what is done to an input before the network, a function of a float32 tensor `(batch, *spatial,
-            input_channels)` made of TensorFlow operations; traced into the graph.
+            input_channels)` made of TensorFlow operations, e.g. a `tfalign.data.preprocess.Preprocessing`; traced into
+            the graph. It sees whole images, before they are extended or cut into tiles.
         input_channels: of the raw input, if `preprocess` changes their number.
         stride: a size that is no multiple of it is extended by its mirror image and the result cropped. "auto" finds it
             by tracing the network for several sizes, the same on all axes; or one number, or one per axis. None: arrays
             go into the network as they come, whatever it makes of them.
         tile: input pixels, one number or one per axis; larger images are cut into overlapping tiles inside the graph,
-            so that memory does not grow with them. A network of fixed input size is tiled by that size anyway.
-        tile_overlap: pixels that the outputs of two tiles share at least; by default a quarter of the tile. The result
-            is that of the whole image if it is 4 times as far as the network sees.
+            so that memory does not grow with them. Tiles start at multiples of what the network pools, and are longer
+            by less than that where an image needs it. A network of fixed input size is tiled by that size anyway.
+        tile_overlap: pixels that the outputs of two tiles share at least. The result is that of the whole image if
+            that is three times as far as the end of an image reaches into its prediction, which is found by running the
+            network on noise and stands in the card. By default tiles share so much, and a quarter of a tile at least.
+            No overlap is enough for a network that sees the whole image (a mean over it, say).
         offset: pixels, one number or one per axis, by which the network's prediction lies too far down/right; taken
             out. From a loss that aligns it is `-loss.drift[:rank]`: labels then lie further up/left of the prediction.
             Fractions are interpolated, the border is repeated.
@@ -85,8 +90,14 @@ def export_serving(
     directory = Path(directory)
     if version is not None:
         options.check_version(version, directory)
+    options.check_kinds(preprocess=preprocess, register=register)
+    card, image_range = cards.checked(card), options.checked_range(image_range)
+    channels = model.input_shape[-1]
+    if input_channels is not None:
+        channels = _checks.whole_number("input_channels", input_channels, at_least=1)
+    model, front = options.split(model)
+    steps = [step for step in (preprocess, front) if step is not None]
     axes = None if stride is None else grid.axes_of(model, stride)
-    tiling = options.checked_tiles(tile, tile_overlap, axes)
     offset = options.checked_offset(offset, rank)
     if axes is None and (tile is not None or any(offset)):
         raise ValueError(
@@ -94,31 +105,32 @@ def export_serving(
                 "`stride` must not be None if something is tiled or moved.", {"tile": tile, "offset": offset}
             )
         )
-    channels = model.input_shape[-1]
-    if input_channels is not None:
-        channels = _checks.whole_number("input_channels", input_channels, at_least=1)
+    if options.is_tiled(tile, axes):
+        axes = grid.measured(model, axes, value_range=image_range)
+    tiling = options.checked_tiles(tile, tile_overlap, axes)
     warmup = options.checked_warmup(warmup, model, axes)
-    low, high = (_checks.number("image_range", value) for value in image_range)
 
     found = signatures.prediction_signatures(
         model,
         axes,
         channels=channels,
-        preprocess=preprocess,
+        steps=steps,
         tile=tiling,
         offset=offset,
-        image_range=(low, high),
+        image_range=image_range,
     )
     if register is not None:
-        found["register"] = signatures.register_signature(rank, model.output_shape[-1], dict(register))
+        found["register"] = signatures.register_signature(rank, model.output_shape[-1], register)
     facts = {
         "Sizes": cards.sizes_in_words(axes),
-        "Tiles": "none" if tiling is None else ", ".join(f"{size} px sharing {shared}" for size, shared in tiling),
+        "Tiles": cards.tiles_in_words(tiling, axes),
         "Offset taken out (pixels, down/right)": ", ".join(f"{amount:g}" for amount in offset),
-        "Preprocessing": "none" if preprocess is None else "inside, before the network",
-        "Image files": f"the darkest code becomes {low:g}, the brightest {high:g}",
+        "Preprocessing": cards.preprocessing_in_words(steps),
+        "Image files": "the darkest code becomes {:g}, the brightest {:g}".format(*image_range),
         "Warm-up requests": ", ".join(str(sizes) for sizes in warmup) if warmup else "none",
     }
+    if register is not None:
+        facts["Registration"] = ", ".join(f"{key}={value!r}" for key, value in register.items()) or "as by default"
     name = directory.resolve().name
     replayed = _replayed(found, channels, warmup)
     directory.mkdir(parents=True, exist_ok=True)
@@ -130,7 +142,7 @@ def export_serving(
         )
         _write_requests(folder / "assets.extra", name, sample, replayed)
         (folder / "batching_params.pbtxt").write_text(_BATCHING, encoding="utf-8")
-        page = cards.text(card or cards.ModelCard(), name=name, signatures=found, facts=facts)
+        page = cards.text(card, name=name, signatures=found, facts=facts)
         (folder / "README.md").write_text(page, encoding="utf-8")
         return _published(folder, directory, version)
 

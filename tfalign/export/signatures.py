@@ -9,6 +9,8 @@ from tfalign import _checks
 from tfalign.export import images, tiles
 from tfalign.ops import registration
 
+_PYTHON_OPERATIONS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+
 
 class Signature(NamedTuple):
     """One function: traced, with the names of what goes in and comes out."""
@@ -18,14 +20,14 @@ class Signature(NamedTuple):
     outputs: dict[str, tf.TensorSpec]
 
 
-def prediction_signatures(model, axes, *, channels, preprocess=None, tile=None, offset=(), image_range=(0.0, 1.0)):
+def prediction_signatures(model, axes, *, channels, steps=(), tile=None, offset=(), image_range=(0.0, 1.0)):
     """`serving_default`, and for images of up to four channels `encoded`.
 
     Args:
         model: a Keras model with one input and one output.
         axes: an `Axis` for each spatial axis; None gives the arrays to the model as they come.
         channels: of the raw input.
-        preprocess: None, or a function of `(batch, *spatial, channels)` float32.
+        steps: of the preprocessing, functions of `(batch, *spatial, channels)` float32.
         tile: `(size, overlap)` for each spatial axis, or None.
         offset: pixels `(d,)` by which the prediction lies too far down/right.
         image_range: the values of the darkest and brightest code of an image file.
@@ -43,7 +45,9 @@ def prediction_signatures(model, axes, *, channels, preprocess=None, tile=None, 
     # A function, so that the graph of the network is written once for both signatures.
     @tf.function(input_signature=list(arrays.values()))
     def predict(inputs):
-        grid = _checked(inputs if preprocess is None else preprocess(inputs), model.input_shape)
+        for step in steps:
+            inputs = step(inputs)
+        grid = _checked(inputs, model.input_shape)
         if axes is None:
             return tf.cast(network(grid), tf.float32)
         prediction = tiles.predict(network, grid, axes, channels=model.output_shape[-1], tiles=tile)
@@ -73,6 +77,7 @@ def register_signature(rank, channels, options):
     """
 
     def register(prediction, label):
+        prediction, label = _comparable(prediction, label)
         found = registration.register(prediction, label, **options)
         aligned, mask = found.warp(label)
         return {
@@ -93,10 +98,42 @@ def _traced(function, specs):
         return function(*(tf.ensure_shape(tensors[name], spec.shape) for name, spec in specs.items()))
 
     concrete = tf.function(checked).get_concrete_function(**specs)
+    _check_operations(concrete)
     outputs = {
         name: tf.TensorSpec(value.shape, value.dtype, name=name) for name, value in concrete.structured_outputs.items()
     }
     return Signature(concrete, specs, outputs)
+
+
+def _check_operations(concrete):
+    """Refuses what needs the Python process that traced it."""
+    graph = concrete.graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    found = sorted({node.op for node in nodes} & _PYTHON_OPERATIONS)
+    if found:
+        raise ValueError(
+            _checks.message(
+                "`model` and `preprocess` must be TensorFlow operations alone: no server runs Python.",
+                {"operations": found},
+                "Replace tf.py_function and tf.numpy_function.",
+            )
+        )
+
+
+def _comparable(prediction, label):
+    """Both, of pixels, and one label for each prediction."""
+    checks = [
+        tf.debugging.assert_positive(
+            tf.shape(tensor)[:-1], message=f"`{name}` must hold one image at least, of one pixel at least:"
+        )
+        for name, tensor in (("prediction", prediction), ("label", label))
+    ]
+    with tf.control_dependencies(checks):
+        same = tf.debugging.assert_equal(
+            tf.shape(label)[0], tf.shape(prediction)[0], message="`label` must hold as many images as `prediction`:"
+        )
+    with tf.control_dependencies([same]):
+        return tf.identity(prediction), tf.identity(label)
 
 
 def _checked(grid, wanted):

@@ -46,9 +46,9 @@ def _mirrored(size, padded):
 def tiled(network, inputs, axes, tiles, channels):
     """The prediction of `network` tile by tile, blended where tiles overlap.
 
-    Where outputs of neighbouring tiles overlap, the outer quarter of the overlap does not count and the middle half
-    goes from one tile to the other. So the result is that of the whole grid wherever the border of a tile reaches no
-    further than a quarter of the overlap. Images of more than one tile are taken one by one: memory does not grow with
+    Where outputs of neighbouring tiles overlap, the outer third of the overlap does not count and in the middle third
+    one tile goes over into the other. So the result is that of the whole grid if the border of a tile reaches no
+    further than a third of the overlap. Images of more than one tile are taken one by one: memory does not grow with
     the batch.
 
     Args:
@@ -56,7 +56,7 @@ def tiled(network, inputs, axes, tiles, channels):
         inputs: `(batch, *spatial, channels)` of sizes that the axes take.
         axes: an `Axis` for each spatial axis.
         tiles: `(size, overlap)` for each: pixels of a tile's input, of a size that the axis takes, and pixels that the
-            outputs of two tiles share at least.
+            outputs of two tiles share at least. Tiles are up to a period longer.
         channels: of the output.
 
     Returns:
@@ -117,17 +117,18 @@ def _joined(outputs, places, size):
 def _plan(size, axis, tile, overlap):
     """For one axis: where tiles start, `(count,)`, and weights and places of their output pixels, `(count, extent)`.
 
-    The weights of all tiles sum to 1 at every pixel. Starts are multiples of the stride: a tile sees the same grids of
-    pooled pixels as the whole. The last tile ends with the axis, so it may share more.
+    The weights of all tiles sum to 1 at every pixel. Starts are multiples of the period: a tile is pooled in the same
+    grids of pixels as the whole. The last tile ends with the axis: all are as much longer as that takes, and it may
+    share more.
     """
-    step = (tile - axis.loss - overlap) // axis.stride * axis.stride
-    tile = tf.minimum(tile, size)
+    step = (tile - axis.loss - overlap) // axis.period * axis.period
+    tile = tf.minimum(tile + (size - tile) % axis.period, size)
     count = -((tile - size) // step) + 1
     starts = tf.minimum(tf.range(count) * step, size - tile)
     extent = tile - axis.loss
     position = tf.range(extent, dtype=tf.float32) + 0.5
-    ramp = tf.maximum(overlap / 2.0, 1e-3)
-    rising = tf.clip_by_value((position - overlap / 4.0) / ramp, 0.0, 1.0)[tf.newaxis]
+    third = max(overlap / 3.0, 1e-3)
+    rising = tf.clip_by_value((position - third) / third, 0.0, 1.0)[tf.newaxis]
     number = tf.range(count)[:, tf.newaxis]
     weights = tf.where(number > 0, rising, 1.0) * tf.where(number < count - 1, rising[:, ::-1], 1.0)
     places = starts[:, tf.newaxis] + tf.range(extent)
