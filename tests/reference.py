@@ -83,21 +83,24 @@ def levels_of(values, mask, levels):
 
 
 def phase_map(fixed, moving, max_shift, fft_sizes):
-    """Phase correlation of one sample over the window, by whole transforms."""
+    """Phase correlation of one sample over the window, by whole transforms of grids faded over a quarter."""
     spectra = []
     for side, starts in ((fixed, [0] * len(max_shift)), (moving, max_shift)):
         begin = [m // 2 - n // 2 - b for m, n, b in zip(side.shape[:-1], fixed.shape[:-1], starts)]
         placed = np.zeros((*fft_sizes, side.shape[-1]))
-        centered = side - side.mean(axis=tuple(range(side.ndim - 1)))
-        for index in np.ndindex(*(n + 2 * b for n, b in zip(fixed.shape[:-1], starts))):
-            at = tuple(i + s for i, s in zip(index, begin))
-            if all(0 <= i < size for i, size in zip(at, side.shape[:-1])):
-                placed[index] = centered[at]
+        read = [range(max(b, 0), min(b + n + 2 * s, m)) for b, n, s, m in zip(begin, fixed.shape, starts, side.shape)]
+        # The mean is that of what any shift of the window reads.
+        centered = side - side[np.ix_(*read)].mean(axis=tuple(range(side.ndim - 1)))
+        for at in itertools.product(*read):
+            ramp = 1.0
+            for i, axis in zip(at, read):
+                depth = (min(i - axis[0], axis[-1] - i) + 0.5) / (0.25 * len(axis))
+                ramp *= np.sin(0.5 * np.pi * min(depth, 1.0)) ** 2
+            placed[tuple(i - b for i, b in zip(at, begin))] = ramp * centered[at]
         spectra.append(np.fft.fftn(placed, axes=range(len(max_shift))))
     power = np.sum(np.conj(spectra[0]) * spectra[1], axis=-1)
     magnitude = np.abs(power)
-    known = magnitude > 1e-6 * magnitude.max()
-    full = np.fft.ifftn(np.where(known, power / np.where(known, magnitude, 1.0), 0.0)).real
+    full = np.fft.ifftn(power / (magnitude + 0.01 * magnitude.max())).real
     return full[tuple(slice(2 * bound + 1) for bound in max_shift)]
 
 

@@ -173,8 +173,16 @@ def honesty(count):
             for kind in kinds
         }
         told, right = (np.concatenate([some[kind] for kind in judged]) for some in (confidence, hit))
+        # A blank patch has no true shift: its flat sets hold whatever is asked for.
+        sets = np.concatenate([covered[kind] for kind in judged if kind != "blank"])
         rows.append(
-            {"measure": measure, "error": calibration_error(told, right), "curve": _curve(told, right), "kinds": each}
+            {
+                "measure": measure,
+                "error": calibration_error(told, right),
+                "curve": _curve(told, right),
+                "covered": float(sets.mean()),
+                "kinds": each,
+            }
         )
     return rows
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import scipy.ndimage
+import tensorflow as tf
 
 from benchmarks.registration import __main__ as command
-from benchmarks.registration import scenes, studies
+from benchmarks.registration import rivals, scenes, studies
 
 
 @pytest.mark.parametrize(("rank", "size"), [(1, 64), (2, 32), (3, 12)])
@@ -74,6 +75,15 @@ def test_turned_pairs_are_turned_as_they_say():
         np.testing.assert_allclose(back, fixed, atol=0.02)
 
 
+@pytest.fixture
+def _without_tracing():
+    """Functions of a single call: to trace them takes longer than to run them."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.usefixtures("_without_tracing")
 def test_errors_of_geometry_are_told(monkeypatch):
     monkeypatch.setattr(studies, "SEARCHES", {"rotation 5": {"max_rotation": 5.0}})
     monkeypatch.setattr(studies, "GEOMETRY_MEASURES", ("ncc",))
@@ -83,20 +93,47 @@ def test_errors_of_geometry_are_told(monkeypatch):
     assert table.count("missed") == 1
 
 
+def test_coverage_is_marked():
+    kinds = {"0 dB": {"covered": 0.9, "flatness": 0.0}}
+    table = command.sets_table(
+        [{"measure": "ncc", "covered": 0.9, "kinds": kinds}, {"measure": "mi", "covered": 0.93, "kinds": kinds}]
+    )
+    assert table.count("missed") == 1
+    assert "| mi | 93.0 **missed** %" in table
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 31)])
+@pytest.mark.parametrize("program", [name for name in rivals._PROGRAMS if "tfalign" not in name])
+def test_rivals_transforms_are_in_our_coordinates(program, size):
+    """Grids of even and odd sizes: whoever counts from another centre is half a pixel off."""
+    pairs = scenes.turned(2, size=52, margin=16, cut=0.05, rotation=2.0, scale=0.05, shift=2.0)
+    rows, columns = (slice(26 - n // 2, 26 - n // 2 + n) for n in size)
+    # Without its first row an even grid keeps its centre.
+    found, _ = rivals._PROGRAMS[program](
+        pairs._replace(fixed=pairs.fixed[:, rows, columns], moving=pairs.moving[:, 1:]), {"scale": 0.05}
+    )
+    assert np.max(rivals.corner_error(found, pairs.transforms, size)) < 0.4
+
+
 def test_what_linear_keeps_is_the_cosine():
     for row in studies.kept():
         if row["interpolation"] == "linear":
             assert row["kept"] == pytest.approx(np.cos(np.pi * row["wave"]), abs=0.01)
 
 
+@pytest.mark.usefixtures("_without_tracing")
 def test_the_command_writes_its_results(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     monkeypatch.setattr(studies, "MEASURES", ("ncc",))
     monkeypatch.setattr(studies, "CUTS", (0.1,))
     monkeypatch.setattr(studies, "SEARCHES", {"rotation 5": {"max_rotation": 5.0}})
     monkeypatch.setattr(studies, "GEOMETRY_MEASURES", ("ncc",))
+    monkeypatch.setattr(rivals, "_DRAWN", {"rigid 5": {"rotation": 5.0}})
+    monkeypatch.setattr(rivals, "_PROGRAMS", {name: rivals._PROGRAMS[name] for name in list(rivals._PROGRAMS)[:3:2]})
     command.main(pairs=4)
     text = (tmp_path / "registration.md").read_text()
+    assert "| tfalign, ncc | 100 %, 0.0" in text
+    assert "| cv2.findTransformECC | 100 %, 0.0" in text
     assert "| ncc | 0.02 | 0.0" in text
     assert "| rotation 5 | 0.0" in text
     assert (tmp_path / "registration.png").stat().st_size > 10_000

@@ -80,7 +80,7 @@ def test_small_rotation_scale_and_shear_by_every_measure(rng, similarity):
 def test_large_ranges_in_a_picture(rng, search, drawn):
     truth = transforms(rng, **drawn)
     fixed, moving = pairs(rng, truth, moving=(96, 96), size=260)
-    found = tf.function(lambda a, b: tfalign.register(a, b, max_shift=4, **search))(fixed, moving)
+    found = tfalign.register(fixed, moving, max_shift=4, **search)
     assert np.max(displaced(found.transform, truth, (40, 44))) < 0.1
     parts, expected = geometry.decompose(found.transform), geometry.decompose(truth)
     np.testing.assert_allclose(parts.scale, expected.scale, rtol=0.005)
@@ -91,6 +91,40 @@ def test_stretched_signals(rng):
     fixed, moving = pairs(rng, truth, fixed=(200,), moving=(300,), size=800)
     found = tfalign.register(fixed, moving, max_shift=6, max_scale=0.35)
     assert np.max(displaced(found.transform, truth, (200,))) < 0.1
+
+
+def test_long_fine_signals(rng):
+    """The average of 64 samples would be all that is left of them."""
+    truth = geometry.make(np.array([[3.0]]), scale=np.array([[1.03]])).numpy()
+    fixed, moving = pairs(rng, truth, fixed=(4096,), moving=(4400,), size=9000)
+    found = tfalign.register(fixed, moving, max_shift=6, max_scale=0.05)
+    assert np.max(displaced(found.transform, truth, (4096,))) < 0.1
+    assert found.confidence[0] > 0.99
+
+
+def test_the_confidence_is_that_of_the_transform(rng):
+    """A turn of a large picture leaves no good shift, and the turned picture but one."""
+    truth = transforms(rng, count=1)
+    truth = truth @ geometry.make(np.zeros((1, 2)), rotation=np.array([[2.5]])).numpy()
+    fixed, moving = pairs(rng, truth, fixed=(320, 320), moving=(346, 346), size=420)
+    options = {"max_shift": 5, "return_map": True}
+    found = tfalign.register(fixed, moving, max_rotation=2.6, **options)
+    assert tfalign.register(fixed, moving, **options).confidence[0] < 0.7
+    assert found.confidence[0] > 0.99
+    around = found.posterior_map[0, 4:7, 4:7]
+    np.testing.assert_allclose(np.sum(around), found.confidence[0], rtol=1e-4)
+    np.testing.assert_allclose(found.score_map[0, 5, 5], found.score[0])
+
+
+def test_white_noise_is_not_turned_and_smooth_pictures_are(rng):
+    """Of many starts one fits noise best; the price counts them."""
+    truth = transforms(rng, count=6)
+    truth = truth @ geometry.make(np.zeros((6, 2)), rotation=rng.uniform(2, 5, (6, 1))).numpy()
+    fixed, moving = pairs(rng, truth, fixed=(48, 48), moving=(64, 64))
+    options = {"max_shift": 5, "max_rotation": 180}
+    assert np.max(displaced(tfalign.register(fixed, moving, **options).transform, truth, (48, 48))) < 0.3
+    noise = tfalign.register(fixed, rng.standard_normal(moving.shape).astype(np.float32), **options)
+    np.testing.assert_array_equal(noise.transform[:, :2, :2], np.tile(np.eye(2), (6, 1, 1)))
 
 
 def test_turned_volumes(rng):
@@ -362,6 +396,7 @@ def test_singular_equations_give_no_step_and_no_error(run):
         (refine.Bounds((2, 2, 2), max_rotation=20.0), (24, 24, 24), 27),
         (refine.Bounds((2, 2, 2), max_rotation=180.0), (24, 24, 24), 3 * 26 + 1),
         (refine.Bounds((4, 4), max_shear=30.0), (64, 64), 1),
+        (refine.Bounds((4,), max_scale=0.05), (4096,), 67),
     ],
 )
 def test_candidates_leave_no_gap(bounds, shape, count):
@@ -381,6 +416,7 @@ def test_candidates_leave_no_gap(bounds, shape, count):
         ({"max_rotation": 200}, ValueError, "`max_rotation` must be .*max_rotation=200"),
         ({"max_shear": 60}, ValueError, "`max_shear` must be .*max_shear=60"),
         ({"max_scale": -0.1}, ValueError, "`max_scale` must be >= 0.0.*max_scale=-0.1"),
+        ({"max_scale": np.inf}, ValueError, "`max_scale` must be >= 0.0 and <= 9.0.*max_scale=inf"),
         ({"max_scale": "big"}, TypeError, "`max_scale` must be a number.*'big'"),
     ],
 )

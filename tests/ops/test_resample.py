@@ -193,7 +193,35 @@ def test_engines_agree(rng, interpolation, output, size):
     assert 0 < np.mean(gathered[1]) < 1
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
+@pytest.mark.parametrize("angle", [90.0, 180.0, -90.0, 270.0])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+def test_right_angles_keep_the_border(rng, angle, interpolation):
+    """An odd square lies on itself; sines and cosines of single precision would put border pixels outside."""
+    moving = batch_of(rng, (65, 65), channels=1, batch=1)
+    turn = geometry.make(tf.zeros([1, 2]), rotation=tf.constant([[angle]]))
+    values, mask = tfalign.warp(moving, turn, interpolation=interpolation, fill_value=np.nan)
+    np.testing.assert_array_equal(mask, np.ones((1, 65, 65)))
+    # Reads points turned counter-clockwise, so the picture turns clockwise.
+    np.testing.assert_allclose(values[0, ..., 0], np.rot90(moving[0, ..., 0], -round(angle / 90)), atol=1e-3)
+
+
+def test_what_lies_outside_by_more_than_rounding_stays_outside():
+    for beyond, inside in ((1e-4, 0.0), (0.0, 1.0)):
+        _, mask = tfalign.warp(np.ones((1, 65, 1), np.float32), np.full((1, 65, 1), beyond, np.float32))
+        assert mask[0, -1] == inside
+
+
+def test_unknown_channels(rng):
+    @tf.function(input_signature=[tf.TensorSpec([None] * 4)])
+    def move(moving):
+        return tfalign.warp(moving, geometry.from_translation(tf.constant([[0.5, 0.0]])), interpolation="cubic")
+
+    moving = batch_of(rng, (5, 6), channels=2, batch=1)
+    expected = tfalign.warp(moving, geometry.from_translation(tf.constant([[0.5, 0.0]])), interpolation="cubic")
+    np.testing.assert_allclose(move(moving)[0], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool, np.int8, np.int16, np.uint16, np.uint32, np.uint64])
 def test_the_projective_engine_keeps_types(rng, dtype):
     moving = rng.integers(0, 2, (2, 6, 7, 1)).astype(dtype)
     move = geometry.from_translation(tf.constant([[1.0, -2.0]] * 2))
@@ -256,7 +284,25 @@ def test_crop_or_pad_keeps_the_center(rng, size, wanted):
         ((np.zeros((1, 4, 4, 1)), np.eye(4)[None]), {}, ValueError, r"`transform_or_displacement`.*\(1, 4, 4\)"),
         ((np.zeros((1, 4, 4, 1)), np.eye(3)[None]), {"interpolation": "best"}, ValueError, "interpolation='best'"),
         ((np.zeros((1, 4, 4, 1)), np.eye(3)[None]), {"engine": "best"}, ValueError, "engine='best'"),
+        ((np.zeros((1, 4, 4, 1)), np.eye(3)[None, :2]), {}, ValueError, r"`transform_or_displacement`.*\(1, 2, 3\)"),
+        (
+            (np.zeros((3, 4, 4, 1)), np.stack([np.eye(3)] * 2)),
+            {},
+            ValueError,
+            r"one sample, or one for each.*\(2, 3, 3\)",
+        ),
+        ((np.zeros((1, 0, 4, 1)), np.eye(3)[None]), {}, ValueError, r"`moving` must have pixels.*\(1, 0, 4, 1\)"),
         ((np.zeros((1, 4, 4, 1)), np.eye(3)[None]), {"output_shape": (4,)}, ValueError, r"output_shape=\(4,\)"),
+        ((np.zeros((1, 4, 4, 1)), np.eye(3)[None]), {"output_shape": 5}, ValueError, "hold 2 sizes.*output_shape=5"),
+        ((np.zeros((1, 4, 4, 1)), np.eye(3)[None]), {"output_shape": (4, 2.0)}, TypeError, "output_shape=2.0"),
+        ((np.zeros((1, 4, 4, 1)), np.eye(3)[None]), {"output_shape": (4, -2)}, ValueError, ">= 1.*output_shape=-2"),
+        ((np.zeros((1, 4, 4, 1)), np.eye(3)[None]), {"output_shape": (0, 2)}, ValueError, ">= 1.*output_shape=0"),
+        (
+            (np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 4, 2))),
+            {"output_shape": (4, 5)},
+            ValueError,
+            r"that of the displacement.*output_shape=\(4, 5\)",
+        ),
         ((np.array(["a"]), np.eye(3)[None]), {}, ValueError, "`moving` must have the shape"),
     ],
 )

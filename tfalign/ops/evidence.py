@@ -19,19 +19,25 @@ def effective_pixels(fixed, moving, fixed_mask, moving_mask, shift):
     aligned, inside = resample.shift_by_pixels(moving, shift, shape)
     aligned_mask, _ = resample.shift_by_pixels(moving_mask, shift, shape)
     weight = fixed_mask * aligned_mask * inside[..., tf.newaxis]
-    axes = list(range(1, fixed.shape.rank - 1))
-    count = tf.reduce_sum(weight, axis=axes, keepdims=True)
-    safe = tf.maximum(count, 1.0)
-    fixed = (fixed - tf.reduce_sum(fixed * weight, axis=axes, keepdims=True) / safe) * weight
-    aligned = (aligned - tf.reduce_sum(aligned * weight, axis=axes, keepdims=True) / safe) * weight
-    energy = tf.reduce_sum(tf.square(aligned), axis=axes + [fixed.shape.rank - 1], keepdims=True)
-    product = tf.reduce_sum(fixed * aligned, axis=axes + [fixed.shape.rank - 1], keepdims=True)
+    fixed, aligned = _centered(fixed, weight), _centered(aligned, weight)
+    everything = list(range(1, fixed.shape.rank))
+    energy = tf.reduce_sum(tf.square(aligned), axis=everything, keepdims=True)
+    product = tf.reduce_sum(fixed * aligned, axis=everything, keepdims=True)
     residual = fixed - aligned * tf.math.divide_no_nan(product, energy)
-    effective = tf.reshape(count, [-1])
-    for axis in axes:
+    effective = tf.reduce_sum(weight, axis=everything)
+    for axis in everything[:-1]:
         together = _lag_one(residual, axis) * _lag_one(aligned, axis)
         effective *= (1.0 - together) / (1.0 + together)
     return tf.stop_gradient(effective)
+
+
+def _centered(values, weight):
+    """Values without their mean, 0 where nothing counts: shares of the largest, since squares of huge ones overflow."""
+    everything = list(range(1, values.shape.rank))
+    values = tf.where(weight > 0.0, values, 0.0)
+    values = tf.math.divide_no_nan(values, tf.reduce_max(tf.abs(values), axis=everything, keepdims=True))
+    count = tf.maximum(tf.reduce_sum(weight, axis=everything, keepdims=True), 1.0)
+    return (values - tf.reduce_sum(values * weight, axis=everything[:-1], keepdims=True) / count) * weight
 
 
 def _lag_one(values, axis):

@@ -41,11 +41,11 @@ def register(
     confidence 0.
 
     Where rotation, scale or shear are searched, the best shift is refined by Gauss-Newton steps to the transform that
-    fits best, first on blurred grids. Ranges that move the border by more than 3 px (of a picture shrunk to 64 px) are
-    started from the best of a grid of rotations and scales, each with all its shifts; the time grows with their number
-    (some 70 for +-180 degrees, 225 for a scale of 1, 1000 for both; long signals are not shrunk). The transform is
-    kept only where it gains more than its parameters would on noise (Akaike's information criterion, and the logarithm
-    of the number of starts, of which one is best by chance); elsewhere the result is the shift alone.
+    fits best, first on blurred grids. Ranges that move the border by more than 3 px (of a picture shrunk to 64 px, or a
+    signal to 4096) are started from the best of a grid of rotations and scales, each with all its shifts; the time
+    grows with their number (some 70 for +-180 degrees, 225 for a scale of 1, 1000 for both). The transform is kept only
+    where it gains more than its parameters would on noise (Akaike's information criterion, and the logarithm of the
+    number of starts, of which one is best by chance); elsewhere the result is the shift alone.
 
     Args:
         fixed: `(batch, *spatial, channels)` with 1, 2 or 3 spatial axes, any range.
@@ -63,7 +63,7 @@ def register(
             (minus that of the label `moving` under the probabilities `fixed`; one channel: binary), "overlap" (soft
             Dice of values in [0, 1]), "mi", "nmi", "joint_entropy" (mutual information, its normalised form, minus the
             joint entropy, of levels of intensity: for pictures of another kind), "phase" (whitened correlation: sharp
-            on textures, unreliable on smooth pictures, and not normalised by the overlap).
+            on textures, less sure on smooth pictures, and not normalised by the overlap).
         subpixel: refine the best shift by a parabola through its neighbours, at most half a pixel per axis. A transform
             that is more than a shift is always refined within pixels.
         fixed_mask, moving_mask: `(batch, *spatial)`, with or without a last axis of 1; weights in [0, 1] (larger ones

@@ -21,13 +21,14 @@ class Registration(NamedTuple):
         translation: `(batch, d)` pixels: how far down/right of the fixed content the moving content lies at the centre.
         score: `(batch,)`, the similarity at the best whole-pixel shift, or at a transform that is more than a shift;
             higher is better.
-        confidence: `(batch,)` in [0, 1]: the posterior probability that the best shift is within 1 px of the true one;
-            halved where the refinement of a transform that is more than a shift did not settle.
+        confidence: `(batch,)` in [0, 1]: the posterior probability that the best shift is within 1 px of the true one.
+            Of a transform that is more than a shift: that no other shift of the grid it aligned is; halved where its
+            refinement did not settle.
         overlap: `(batch,)` in [0, 1], share of the fixed pixels that have a counterpart.
         fixed_shape: `(d,)` int32, sizes of the fixed grid.
         score_map: `(batch, *(2 * max_shift + 1))`, the score of every shift, index `max_shift` is no shift;
             -inf where the overlap is below `min_overlap`. Where the transform is more than a shift these are the
-            shifts of the moving grid as the start of the refinement turned and scaled it. None unless asked for.
+            shifts of the grid it aligned, and the index `max_shift` is the transform itself. None unless asked for.
         posterior_map: the same shape, sums to 1. None unless asked for.
         channel_groups: `(channels,)` int32, which of the `groups` each channel belongs to. None without groups; with
             them all the others but `fixed_shape` have an axis of groups after the batch.
@@ -46,14 +47,19 @@ class Registration(NamedTuple):
     def warp(self, moving, *, interpolation="linear", fill_value=0.0):
         """Lays `moving` on the fixed grid: `(aligned, mask)`, see `tfalign.warp`.
 
-        With `groups` each channel moves with its group, and the mask is `(batch, *output_shape, channels)`.
+        A map of class numbers or flags without a channel axis keeps its type: it is always read by "nearest". With
+        `groups` each channel moves with its group, and the mask is `(batch, *output_shape, channels)`.
         """
+        moving = tf.convert_to_tensor(moving)
+        is_map = moving.dtype.is_integer or moving.dtype.is_bool
+        if is_map and self.channel_groups is None and moving.shape.rank == self.transform.shape[-1]:
+            aligned, mask = self.warp(moving[..., tf.newaxis], interpolation="nearest", fill_value=fill_value)
+            return aligned[..., 0], mask
         static = tf.get_static_value(self.fixed_shape)
         shape = self.fixed_shape if static is None else [int(size) for size in static]
         options = {"output_shape": shape, "interpolation": interpolation, "fill_value": fill_value}
         if self.channel_groups is None:
             return resample.warp(moving, self.transform, **options)
-        moving = tf.convert_to_tensor(moving)
         rank = moving.shape.rank - 2
         transforms = tf.gather(self.transform, self.channel_groups, axis=1)
         channels_first = tf.transpose(moving, [0, rank + 1, *range(1, rank + 1)])

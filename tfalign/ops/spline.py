@@ -84,11 +84,11 @@ def local_mean(values, mask, kernel):
 
     `kernel` is an odd number of weights, the same from both ends.
     """
-    reach, channels = len(kernel) // 2, values.shape[-1]
+    reach = len(kernel) // 2
     sums = tf.concat([values * mask, mask], axis=-1)
     for axis, size in enumerate(geometry.spatial_shape(values), start=1):
         # Zeros come round, so that the roll reads nothing from the other end.
         padded = tf.pad(sums, [[0, reach if one == axis else 0] for one in range(sums.shape.rank)])
         total = tf.add_n([share * tf.roll(padded, lag - reach, axis) for lag, share in enumerate(kernel)])
         sums = tf.gather(total, tf.range(size), axis=axis)
-    return tf.math.divide_no_nan(sums[..., :channels], sums[..., channels:])
+    return tf.math.divide_no_nan(sums[..., :-1], sums[..., -1:])

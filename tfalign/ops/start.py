@@ -10,25 +10,22 @@ from tfalign.ops import geometry, resample, spline
 from tfalign.ops.similarity.measures import MEASURES
 from tfalign.ops.similarity.sums import Grids, overlap_sums
 
-_SIZE = 64  # px, to which larger grids are shrunk
+_SIZES = {1: 4096, 2: 64, 3: 64}  # px, to which larger grids are shrunk
 _STEP = 3.0  # px that the border moves from one candidate to the next
 _MOST = 2000  # candidates
 _FEW = 3  # scales, of which the refinement finds those that differ between axes
-
-
-def is_needed(bounds, fixed):
-    """Whether there is more than one candidate."""
-    return len(candidates(bounds, geometry.spatial_shape(fixed))) > 1
 
 
 def candidates(bounds, shape):
     """Parameters `(count, number)` of the candidates, the identity first: all rotations with all scales.
 
     Where these are more than 2000, axes are scaled alike, and a volume is turned about one axis at a time; a few scales
-    are the same for all axes too. Shear is left to the refinement. Sizes that are not known count as 64.
+    are the same for all axes too. Shear is left to the refinement. Sizes that are not known count as the largest that
+    are not shrunk.
     """
     rank = len(bounds.max_shift)
-    reach = max(min(size, _SIZE) if isinstance(size, int) else _SIZE for size in shape) / 2.0
+    largest = _SIZES[rank]
+    reach = max(min(size, largest) if isinstance(size, int) else largest for size in shape) / 2.0
     limits = bounds.limits()
     angles = _spread(limits["rotation"][0], _STEP / reach) if "rotation" in limits else [0.0]
     scales = _spread(limits["scale"][0], _STEP / reach) if "scale" in limits else [0.0]
@@ -66,7 +63,7 @@ def best_linear(fixed, moving, masks, *, bounds, similarity, min_overlap, textur
     """
     shape = [*geometry.spatial_shape(fixed), *geometry.spatial_shape(moving)]
     known = [size for size in shape if isinstance(size, int)]
-    factor = -(-max(known) // _SIZE) if len(known) == len(shape) else 1
+    factor = -(-max(known) // _SIZES[len(bounds.max_shift)]) if len(known) == len(shape) else 1
     fixed, fixed_mask = _shrunk(tf.stop_gradient(fixed), tf.stop_gradient(masks[0]), factor)
     moving, moving_mask = _shrunk(tf.stop_gradient(moving), tf.stop_gradient(masks[1]), factor)
     # Shrunk grids need not share a centre to the pixel.

@@ -48,7 +48,11 @@ def joint_entropy(grids, sums):
 
 
 def level_count(grids):
-    """How many levels to tell apart: at least 50 pixels for each cell of the joint histogram at every shift."""
+    """How many levels to tell apart: at least 50 pixels for each cell of the joint histogram at every shift.
+
+    Counted at the window's farthest shift, which never leaves less than `min_overlap` where sizes are known: a window
+    that leaves more has more levels than `min_overlap` alone would allow. Masks, known at run time, are not counted.
+    """
     least = 1
     for size, moving_size, bound in zip(grids.shape, grids.moving_shape, grids.max_shift):
         if not (isinstance(size, int) and isinstance(moving_size, int)):

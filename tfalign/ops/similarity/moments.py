@@ -26,10 +26,11 @@ def _covariances(sums):
 def ncc(grids, sums):
     """Normalised cross-correlation over the overlap, in [-1, 1]: an offset for each channel, one gain for all.
 
-    0 where a side is flat: a variance under 1e-5 of the window's largest is rounding of the FFT.
+    0 where a side is flat: a variance under 1e-5 of the window's largest is rounding of the FFT. 0 too where the values
+    are so large that the variances overflow.
     """
     covariance, fixed_variance, moving_variance = _covariances(sums)
-    flat = _is_rounding(fixed_variance) | _is_rounding(moving_variance)
+    flat = _is_rounding(fixed_variance) | _is_rounding(moving_variance) | ~tf.math.is_finite(covariance)
     # One after the other: the product of two variances would overflow, or vanish, long before they do.
     for variance in (fixed_variance, moving_variance):
         covariance *= tf.math.rsqrt(tf.where(flat, 1.0, variance))
@@ -37,7 +38,8 @@ def ncc(grids, sums):
 
 
 def _is_rounding(variance):
-    return variance <= 1e-5 * tf.reduce_max(variance, axis=list(range(1, variance.shape.rank)), keepdims=True)
+    largest = tf.reduce_max(variance, axis=list(range(1, variance.shape.rank)), keepdims=True)
+    return ~(variance > 1e-5 * largest)  # nor is one that overflowed, which may be no number
 
 
 def cc(grids, sums):
