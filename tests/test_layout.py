@@ -68,6 +68,7 @@ ORDER = [
     "tfalign.data.realignment",
     "tfalign.data.journal",
     "tfalign.data.writers",
+    "tfalign.data.label_files",
     "tfalign.data.repair",
     "tfalign.data.misalign_files",
     "tfalign.export.grid",

@@ -49,6 +49,14 @@ def test_box_in_1_and_3_axes_and_clipped():
     assert not rasterise([box((5, 5), (9, 9))], (4, 4)).any()
 
 
+def test_a_box_between_the_centres_is_the_pixel_it_lies_in():
+    assert pixels(rasterise([box((60.4,), (60.6,))], (100,))) == {(61,)}
+    assert pixels(rasterise([box((2.1, 3.6), (2.3, 3.9))], (5, 5))) == {(2, 4)}
+    assert pixels(rasterise([box((0.2, 1), (0.4, 3))], (5, 5))) == {(0, 1), (0, 2), (0, 3)}
+    assert pixels(rasterise([box((-0.4, 0), (-0.1, 0))], (5, 5))) == {(0, 0)}
+    assert not rasterise([box((-0.9, 0), (-0.6, 0)), box((4.6, 0), (4.9, 0))], (5, 5)).any()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_polygon_holds_the_centres_inside_it(seed):
     """The even-odd rule, pixel by pixel, on vertices that meet no centre."""

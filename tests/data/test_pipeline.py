@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import tensorflow as tf
 import tfalign
 from tfalign.data import cache as caches
 from tfalign.data.cutting import Cutting
+from tfalign.data.formats import BadFileError
 from tfalign.data.pipeline import Stream, dataset, prepare
 from tfalign.data.preprocess import Percentiles, Preprocessing, ZScore, with_preprocessing
 from tfalign.data.readers import read_pairs
@@ -135,8 +137,8 @@ def runs(tmp_path_factory):
 def test_every_file_is_read_once_by_the_workers(runs, workers):
     run = runs[workers]
     train = {sample[0] for sample in samples(run.cache, "train")}
-    sampled = ["000", "010", "019"]  # to tell the size of the cache
-    assert sorted(run.read) == sorted([*run.files.names, *sampled, *train])
+    sampled = ["000", "010", "019"]  # to tell what kind of files these are, and the size of the cache
+    assert sorted(run.read) == sorted([*run.files.names, *sampled, *sampled, *train])
     assert len(run.processes) in ({0: (1,), 2: (1, 2)}[workers])
     assert (os.getpid() in run.processes) == (workers == 0)
     totals = {"statistics": 12, "cache": 20}
@@ -244,17 +246,14 @@ def test_damaged_files_are_named_and_skipped_or_stop_the_run(files, tmp_path):
     (files.folder / "000.npy").write_bytes(b"damaged")
     (files.folder / "005-label.npy").unlink()
     cache = prepare(files, tmp_path / "cache", CUTTING, workers=0)
-    reasons = {entry["path"]: entry["reason"] for entry in cache.skipped}
-    assert reasons["005"] == "it has no label"
-    assert set(reasons) == {"005", "example 0"}
+    assert [entry["path"] for entry in cache.skipped] == ["example 0"]
     assert json.loads((cache.folder / "manifest.json").read_text())["skipped"] == cache.skipped
     names = {sample[0] for name in ("train", "validation", "test") for sample in samples(cache, name)}
     assert names == set(files.names) - {"000", "005"}
     with pytest.raises(ValueError, match=r"000|pickle|magic"):
         prepare(files, tmp_path / "cache", CUTTING, workers=0, strict=True)
     (files.folder / "000.npy").unlink()
-    with pytest.raises(ValueError, match=r"must have a label. Received: name='005'"):
-        prepare(Files(files.folder), tmp_path / "cache", CUTTING, workers=0, strict=True)
+    assert prepare(Files(files.folder), tmp_path / "cache", CUTTING, workers=0, strict=True).skipped == []
 
 
 def name_of(files, index):
@@ -276,6 +275,8 @@ def test_workers_keep_the_order_stay_flat_and_say_when_they_die(files):
     with pytest.raises(OSError, match=r"ended abruptly. Received: near=\['\(12,\)'\]"):
         read_backwards()
     assert found == ["019", "018", "017", "016", "015", "014", "013"]
+    with pytest.raises(TypeError, match=r"must be picklable for workers. Received: error=.*lambda.*or take workers=0"):
+        next(Workers([lambda image: image], count=1).map(name_of, [(0,)]))
     with pytest.raises(TypeError, match=r"`workers` must be a whole number. Received: workers=1.5"):
         Workers(files, count=1.5)
 
@@ -306,7 +307,8 @@ def test_a_killed_run_goes_on_where_it_was(files, tmp_path):
 def test_a_disk_that_is_too_small_is_refused(files, tmp_path, monkeypatch):
     monkeypatch.setattr(caches.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     said = []
-    with pytest.raises(OSError, match=r"must fit on the disk. Received: needed='[\d.]+ KB', free='1 KB'.*--no-cache"):
+    refused = r"must fit on the disk. Received: needed='[\d.]+ KB', free='1 KB'.*pipeline.Stream"
+    with pytest.raises(OSError, match=refused):
         prepare(files, tmp_path / "cache", CUTTING, workers=0, announce=said.append)
     assert said[0].startswith("Cache: about")
 
@@ -338,13 +340,23 @@ def test_arrays_in_memory_are_known_by_their_values(tmp_path, rng):
     assert len(state(prepare(pairs, tmp_path / "cache", CUTTING, workers=0)).items() - before.items()) == 1
 
 
-def test_examples_must_fit_together(tmp_path):
-    pairs = [("a", np.ones((9, 9, 1)), np.ones((9, 9, 1))), ("b", np.ones((9, 9, 3)), np.ones((9, 9, 1)))]
+def test_examples_that_do_not_fit_the_others_are_skipped(tmp_path):
+    gray, color = np.ones((9, 9, 1)), np.ones((9, 9, 3))
+    pairs = [("a", color, gray), *((name, gray, gray) for name in "bcd"), ("e", gray, color), ("f", gray, gray)]
+    cutting = Cutting(preprocessing=Preprocessing((ZScore(over="data"),)), fractions=(1.0, 0.0, 0.0))
+    cache = prepare(pairs, tmp_path / "cache", cutting, workers=0)
+    assert cache.input_shape == cache.label_shape == (9, 9, 1)
+    reason = "it has 2 spatial axes and 3 channels, most of the first files 2 and 1, as 'd'"
+    assert cache.skipped == [{"path": name, "reason": reason} for name in "ae"]
+    stream = Stream(pairs, cutting, workers=0)
+    assert sum(len(batch[0]) for batch in stream.dataset("train", batch_size=2, max_blank=1.0)) == 4
+    assert stream.skipped == cache.skipped
+    with pytest.raises(ValueError, match=f"{reason}. Received: path='a'"):
+        prepare(pairs, tmp_path / "cache", cutting, workers=0, strict=True)
+
+
+def test_without_labels_there_is_nothing_to_prepare(tmp_path):
     cutting = Cutting(fractions=(1.0, 0.0, 0.0))
-    with pytest.raises(
-        ValueError, match=r"Every input must have the same axes and channels. Received: a=\(9, 9, 1\), b="
-    ):
-        prepare(pairs, tmp_path / "cache", cutting, workers=0)
     with pytest.raises(ValueError, match="`pairs` must hold an example that can be read and has a label"):
         prepare([("a", np.ones((9, 9, 1)), None)], tmp_path / "none", cutting, workers=0)
 
@@ -445,8 +457,20 @@ def test_files_of_several_sizes_go_one_by_one(files, tmp_path):
     assert cache.label_shape == (22, None, 1)
     shapes = {batch[0].shape[1:] for batch in dataset(cache, "train", batch_size=1, flips=True)}
     assert {shape[1] for shape in shapes} == {26, 27, 28}
-    with pytest.raises(ValueError, match=r"must have one size. Received: batch_size=2, input_shape=\(20, None, 1\)"):
+    refused = r"must have one size. Received: batch_size=2, input_shape=\(20, None, 1\)"
+    with pytest.raises(ValueError, match=refused):
         dataset(cache, "train", batch_size=2)
+    stream = Stream(files, Cutting(margin=1, fractions=(0.6, 0.2, 0.2)), workers=0)
+    assert {batch[0].shape[1:] for batch in stream.dataset("train", batch_size=1, flips=True)} == shapes
+    with pytest.raises(ValueError, match=refused):
+        stream.dataset("train", batch_size=2)
+
+
+def test_whole_files_of_one_size_stream_in_batches(tmp_path):
+    pairs = [(f"{number}", np.ones((9, 8, 1)), np.ones((9, 8, 1))) for number in range(6)]
+    data = Stream(pairs, Cutting(fractions=(1, 0, 0)), workers=0).dataset("train", batch_size=3)
+    assert [batch[0].shape for batch in data] == [(3, 9, 8, 1)] * 2
+    assert data.element_spec[0].shape[1:] == (9, 8, 1)
 
 
 def test_class_maps(files, tmp_path):
@@ -614,9 +638,86 @@ def test_files_that_workers_could_not_read_are_listed_with_the_pairs(rng, tmp_pa
             np.save(tmp_path / name / f"{number}.npy", rng.standard_normal((32, 32, 1)).astype(np.float32))
     (tmp_path / "labels" / "3.npy").write_bytes(b"no array")
     (tmp_path / "labels" / "5.npy").unlink()
+    cutting = Cutting(patch_size=16, fractions=(1, 0, 0))
+
+    def skipped(pairs):
+        return [path.rpartition("/")[-1] for path, _ in pairs.skipped]
+
     pairs = read_pairs(tmp_path / "inputs", tmp_path / "labels")
-    cache = prepare(pairs, tmp_path / "cache", Cutting(patch_size=16, fractions=(1, 0, 0)))
-    assert [path.rpartition("/")[-1] for path, _ in pairs.skipped] == ["3.npy"]
-    assert sorted(one["reason"] for one in cache.skipped)[-1] == "it has no label"
+    cache = prepare(pairs, tmp_path / "cache", cutting, workers=1)
+    assert len(cache.skipped) == 1
+    assert skipped(pairs) == ["3.npy"]
     pairs.write_skipped(tmp_path)
     assert "3.npy" in (tmp_path / "skipped.csv").read_text()
+    streamed = read_pairs(tmp_path / "inputs", tmp_path / "labels")
+    with Stream(streamed, cutting, workers=1) as stream:
+        assert sum(len(batch[0]) for batch in stream.dataset("train", batch_size=4, max_blank=1.0)) == 4 * 4
+    assert skipped(streamed) == ["3.npy"]
+    strict = read_pairs(tmp_path / "inputs", tmp_path / "labels", strict=True)
+    with pytest.raises(BadFileError, match=r"3\.npy"):
+        prepare(strict, tmp_path / "cache", cutting, workers=0)
+    with pytest.raises(tf.errors.OpError, match=r"3\.npy"):
+        list(Stream(strict, cutting, workers=0).dataset("train", batch_size=1))
+
+
+@pytest.fixture
+def pictures(rng, tmp_path):
+    """Twenty inputs, the labels of five: positions."""
+    for name in ("inputs", "labels"):
+        (tmp_path / name).mkdir()
+    for number in range(20):
+        np.save(tmp_path / "inputs" / f"{number:02d}.npy", rng.integers(0, 256, (24, 24, 1)).astype(np.uint8))
+        if number % 4 == 0:
+            (tmp_path / "labels" / f"{number:02d}.csv").write_text("row,col\n12,12\n")
+    return tmp_path / "inputs", tmp_path / "labels"
+
+
+def test_inputs_without_label_have_no_part_in_sets_and_size(pictures, tmp_path):
+    pairs, said = read_pairs(*pictures), []
+    cutting = Cutting(fractions=(0.6, 0.2, 0.2))
+    cache = prepare(pairs, tmp_path / "cache", cutting, workers=0, strict=True, announce=said.append)
+    assert {name: sum(count for _, count in of_set) for name, of_set in cache.shards.items()} == {
+        "train": 3, "validation": 1, "test": 1
+    }  # fmt: skip
+    assert cache.skipped == pairs.skipped == []
+    written = sum(path.stat().st_size for path in cache.folder.glob("*.tfrecord"))
+    assert float(said[0].split("about ")[1].split(" KB")[0]) * 1000 == pytest.approx(written, rel=0.1)
+    stream = Stream(pairs, cutting, workers=0, strict=True)
+    assert sum(len(batch[0]) for batch in stream.dataset("train", batch_size=1, max_blank=1.0)) == 3
+    groups = ["one"] * 20
+    with pytest.raises(ValueError, match="3 sets need as many files"):
+        prepare(pairs, tmp_path / "cache", cutting, workers=0, groups=groups)
+    with pytest.raises(ValueError, match=r"`groups` must name one per file. Received: groups=5, files=20"):
+        prepare(pairs, tmp_path / "cache", cutting, workers=0, groups=groups[:5])
+
+
+def above(level, image):
+    return image > level
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ({"positions": {"radius": 2}}, {"positions": {"radius": 8}}),
+        ({"recipe": {"name": "threshold", "value": 100}}, {"recipe": {"name": "threshold", "value": 200}}),
+        ({"recipe": lambda image: image > 100}, {"recipe": lambda image: image > 200}),
+        ({"recipe": functools.partial(above, 100)}, {"recipe": functools.partial(above, 200)}),
+        ({"rank": None}, {"rank": 2}),
+        ({"max_margin": 0}, {"max_margin": 2}),
+        ({"max_pixels": 500}, {"max_pixels": 5000}),
+    ],
+)
+def test_labels_made_in_another_way_are_made_again(pictures, tmp_path, options):
+    inputs, labels = pictures
+    np.save(inputs / "04.npy", np.zeros((8, 8, 1), np.uint8))  # the one that is small enough for `max_pixels`
+    (labels / "04.csv").write_text("row,col\n4,4\n")
+    cutting = Cutting(patch_size=8, fractions=(1, 0, 0))
+    keys = []
+    for option in (*options, options[1]):
+        pairs = read_pairs(inputs, None if "recipe" in option else labels, **option)
+        cache = prepare(pairs, tmp_path / "cache", cutting, workers=0)
+        keys.append([caches.entry_of(cache.folder, 0)["key"], state(cache)])
+        label = sum(float(sample[3].sum()) for sample in samples(cache, "train"))
+        assert label == sum(example.label.sum() for example in pairs.examples() if example.label is not None)
+    assert keys[0][0] != keys[1][0]
+    assert keys[1] == keys[2]

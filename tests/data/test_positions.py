@@ -34,13 +34,66 @@ def coco(*annotations, **image):
     }
 
 
+class TestMoved:
+    """Every position is read, moved by its own matrix, and is where the matrix says."""
+
+    MATRIX = np.array([[0.0, -1.0, 9.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # a quarter turn
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.csv", "row,col\n2,5\n"),
+            ("a.csv", "row_min,row_max,col_min,col_max\n1,2,3,5\n"),
+            ("a.geojson", feature("Point", [5.5, 2.5, 7])),
+            ("a.geojson", [feature("Polygon", [[[1, 1], [1, 4], [6, 4], [1, 1]]])]),
+        ],
+    )
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    def test_in_files_of_one_input(self, tmp_path, name, content, scale):
+        path, drawing, shape = write(tmp_path / name, content), Drawing(scale=scale), (12, 10)
+        centered = np.eye(3)
+        centered[:2, 2] = 6, 5
+        move = positions.in_file(np.linalg.inv(centered) @ self.MATRIX @ centered, path, drawing, shape)
+        positions.write_moved(path, tmp_path / "new" / name, {None: move})
+        (before,), (after,) = (positions.read(one, drawing) for one in (path, tmp_path / "new" / name))
+        for part, moved in zip(before.parts, after.parts):
+            if isinstance(part, Box):
+                assert (*moved.low, *moved.high) == (9 - part.high[1], part.low[0], 9 - part.low[1], part.high[0])
+            else:
+                points, found = (np.reshape(one[0], (-1, 2)) for one in (part, moved))
+                np.testing.assert_allclose(found, np.stack([9 - points[:, 1], points[:, 0]], axis=-1), atol=1e-8)
+
+    def test_in_coco(self, tmp_path):
+        counts = [7, 2, 4, 2, 4, 2, 27]
+        objects = [
+            {"segmentation": {"counts": counts, "size": [6, 8]}},
+            {"segmentation": [[1, 1, 4, 1, 4, 3, 1, 3]], "bbox": [1, 1, 3, 2], "keypoints": [2.5, 1.5, 2, 0, 0, 0]},
+            {"bbox": [0, 0, 2, 1]},
+        ]
+        path = write(tmp_path / "a.json", coco(*objects))
+        move = np.array([[0.0, -1.0, 8.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        positions.write_moved(path, tmp_path / "b.json", {"a b.png": move}, {"a b.png": (8, 6)})
+        found = positions.read_shared(tmp_path / "b.json", Drawing())
+        shape, marks = found["a b.png"]
+        assert shape == (8, 6)
+        assert found["empty.png"][0] == (2, 3)
+        before = positions.read_shared(path, Drawing())["a b.png"][1]
+        for one, other in zip(before, marks, strict=True):
+            pixels = drawn_pixels([one], (6, 8), kind="masks")
+            assert drawn_pixels([other], shape, kind="masks") == {(7 - col, row) for row, col in pixels}
+        annotation = json.loads((tmp_path / "b.json").read_text())["annotations"][1]
+        assert annotation["keypoints"] == [1.5, 5.5, 2, 0, 0, 0]
+
+
 class TestTables:
     @pytest.mark.parametrize(
         "text",
         [
             "row,col\n2,5\n",
             "x,y\n5,2\n",
-            "X;Y\n5,0;2,0\n".replace(",0", ".0"),
+            "X;Y\n5.0;2.0\n",
+            "X;Y\n5,0;2,0\n",
+            'x,y\n"5,0","2,0"\n',
             "Col\tRow\textra\n5\t2\tword\n",
         ],
     )

@@ -9,7 +9,7 @@ import soundfile
 import tifffile
 from PIL import Image
 
-from tfalign.data import BadFileError, Example, Pair, Pairs, Skipped, read_pairs
+from tfalign.data import BadFileError, Example, Pair, Pairs, Skipped, read_pairs, tables
 
 
 def save(path, array):
@@ -121,6 +121,19 @@ class TestFolders:
             "b b.png": "no input is called 'b b'",
             "read me.txt": "no format is known by the suffix '.txt'",
         }
+
+    @pytest.mark.parametrize("inner", ["labels", "inputs"])
+    def test_one_folder_inside_the_other(self, tmp_path, gray, inner):
+        inputs, labels = (tmp_path / inner if role == inner else tmp_path for role in ("inputs", "labels"))
+        save(inputs / "a.png", gray())
+        save(labels / "a.tif", gray())
+        for places in ((inputs, labels), (inputs, labels / ".." / labels.name)):
+            pairs = read_pairs(*places)
+            assert names(pairs) == ["a"]
+            assert pairs[0].label is not None
+            assert not pairs.skipped
+        table = write(inputs / "all.csv", "name,row,col\na.png,1,1\n")
+        assert "all" not in names(read_pairs(inputs, table))
 
     def test_one_file(self, folders, gray):
         inputs, labels = folders
@@ -236,15 +249,15 @@ class TestDamage:
         with pytest.raises(BadFileError, match=r"no input is called 'z'"):
             read_pairs(*damaged, strict=True)
 
-    def test_names_that_are_no_unicode(self, folders, tmp_path):
-        folders[0].mkdir()
+    def test_names_that_are_no_unicode(self, folders, tmp_path, gray):
+        save(folders[0] / "a.png", gray())
         try:
             write(folders[0] / "b\udce4.png", "")
         except OSError:
             pytest.skip("this file system knows no such names")
         pairs = read_pairs(folders[0])
-        assert list(pairs.examples()) == []
-        assert "b\\udce4.png,the file is empty" in pairs.write_skipped(tmp_path).read_text(encoding="utf-8")
+        assert names(pairs) == ["a"]
+        assert "b\\udce4.png,its name is no Unicode text" in pairs.write_skipped(tmp_path).read_text(encoding="utf-8")
 
     def test_missing_since(self, damaged):
         pairs = read_pairs(*damaged)
@@ -394,6 +407,13 @@ class TestArchives:
         with pytest.raises(ValueError, match="as many labels and names"):
             read_pairs(tmp_path / "set.npz")
 
+    def test_a_single_value_holds_no_samples(self, tmp_path):
+        np.savez(tmp_path / "set.npz", inputs=np.float32(3))
+        with pytest.raises(ValueError, match=r"a file that can be read.*set\.npz: inputs', reason='it is a sing"):
+            read_pairs(tmp_path / "set.npz")
+        with pytest.raises(BadFileError, match=r"set\.npz: inputs"):
+            read_pairs(tmp_path / "set.npz", strict=True)
+
     def test_damaged(self, tmp_path):
         write(tmp_path / "set.npz", "no archive")
         with pytest.raises(BadFileError, match=r"BadZipFile.*set\.npz"):
@@ -501,6 +521,27 @@ class TestPositions:
         assert list(pairs.examples()) == []
         assert reason in skipped(pairs)["a.csv"]
 
+    def test_damaged_tables_of_positions(self, folders, gray, monkeypatch):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+
+        inputs, labels = folders
+        for name in ("a", "b", "c"):
+            save(inputs / f"{name}.png", gray())
+        write(labels / "a.csv", "row,col\n2,2\n")
+        (labels / "b.parquet").write_bytes(b"no table")
+        parquet.write_table(pyarrow.table({"row": [2.0] * 5, "col": [2.0] * 5}), labels / "c.parquet")
+        pairs = read_pairs(inputs, labels)
+        assert [pair.label is None for pair in pairs] == [False, True, False]
+        assert len(list(pairs.examples())) == 3
+        assert "cannot be decoded" in skipped(pairs)["b.parquet"]
+        with pytest.raises(BadFileError, match=r"b\.parquet"):
+            read_pairs(inputs, labels, strict=True)
+        monkeypatch.setattr(tables, "MAX_CELLS", 9)
+        monkeypatch.setattr(parquet, "read_table", pytest.fail)
+        assert len(list(pairs.examples())) == 2
+        assert "10 cells, more than tfalign.data.tables.MAX_CELLS=9" in skipped(pairs)["c.parquet"]
+
     def test_damaged_for_all(self, folders, gray):
         inputs, labels = folders
         save(inputs / "a.png", gray())
@@ -528,6 +569,9 @@ class TestRecipes:
         pairs = read_pairs(inputs, recipe="stain")
         assert [example.name for example in pairs.examples()] == ["color"]
         assert "colour picture" in skipped(pairs)["gray.png"]
+        pairs = read_pairs(inputs, recipe={"name": "threshold", "channel": 2})
+        assert [example.name for example in pairs.examples()] == ["color"]
+        assert "the recipe does not fit it: index 2 is out of bounds" in skipped(pairs)["gray.png"]
 
     def test_instead_of_labels(self, folders, gray):
         inputs, _ = folders

@@ -5,7 +5,9 @@ import scipy.ndimage
 import tensorflow as tf
 
 import tfalign.data
+from tfalign.data import misalign
 from tfalign.data.realignment import Pool
+from tfalign.ops import registration
 
 
 def identity(channels, rank=2):
@@ -104,6 +106,25 @@ def test_fractions_of_a_pixel(rng):
     assert np.nanmean(np.abs(repaired[:, 6:-6, 6:-6] - inputs[:, 2:-2, 2:-2])) < 0.1 * inputs.std()
 
 
+def test_turned_maps_are_turned_back(rng):
+    fields = (scenes(rng, 3, 120) > 0).astype(np.int32)
+    transforms = misalign.make_transforms([[1, -2], [0, 3], [0, 0]], rotation=[[3.0], [-2.0], [0.0]])
+    inputs = np.stack([misalign.cut(field, shape=(64, 64), center=(60, 60)) for field in fields]).astype(np.float32)
+    labels = [misalign.misaligned(f, t, shape=(76, 76), center=(60, 60))[0] for f, t in zip(fields, transforms)]
+    labels = np.stack(labels)
+    # The network's own offset is not the label's fault.
+    predicted = np.roll(inputs, (-1, 0), axis=(1, 2))
+    dataset, options = batches(predicted, labels), {"max_shift": 6, "max_rotation": 4.0, "offset": (1.0, 0.0)}
+    repaired, found = gathered(tfalign.data.realign(dataset, identity(1), **options))
+    np.testing.assert_allclose(found["transform"], transforms, atol=0.15)
+    np.testing.assert_array_equal(found["translation"], found["transform"][:, :2, 2])
+    assert repaired.dtype == labels.dtype
+    inner = (slice(None), slice(10, -10), slice(10, -10))
+    error, before = (np.abs(one[:, 6:-6, 6:-6].astype(float) - inputs)[inner].mean() for one in (repaired, labels))
+    assert error < 0.2 * before
+    np.testing.assert_array_equal(found["transform"][2], np.eye(3))
+
+
 def test_class_maps_keep_their_classes(rng):
     shifts = rng.integers(-3, 4, (4, 2))
     _, _, fields = moved_pairs(rng, shifts)
@@ -126,6 +147,27 @@ def discs(places, size):
     for number, (row, col, radius) in enumerate(places, 1):
         label[np.hypot(*(at - [row, col]).transpose(2, 0, 1)) < radius] = 3 * number
     return label
+
+
+def test_an_instance_is_looked_at_with_its_surroundings_alone(rng, monkeypatch):
+    """Many instances must not take a map of the whole each."""
+    sizes, register = [], registration.register
+
+    def noting(fixed, moving, **options):
+        note = tf.py_function(lambda shape: sizes.append(shape.numpy()), [tf.shape(fixed)], [])
+        with tf.control_dependencies([note]):
+            return register(tf.identity(fixed), moving, **options)
+
+    monkeypatch.setattr(registration, "register", noting)
+    places = [(row, col, 3) for row in range(4, 80, 15) for col in range(4, 80, 15)]
+    label = discs([(row + 1, col - 1, radius) for row, col, radius in places], 80)
+    true = discs(places, 80)
+    # A label with a margin of 2 px around what is predicted.
+    dataset = batches((true > 0).astype(np.float32)[np.newaxis, 2:-2, 2:-2], label[np.newaxis])
+    repaired, _ = gathered(tfalign.data.realign(dataset, identity(1), max_shift=2, per="instance"))
+    np.testing.assert_array_equal(repaired[0, 10:-10, 10:-10], true[10:-10, 10:-10])
+    assert len(sizes) == len(places)
+    assert np.max(sizes) <= 5 + 2 * 6
 
 
 def test_instances_move_by_themselves(rng):
@@ -158,6 +200,8 @@ def test_bad_arguments(rng):
         tfalign.data.realign(dataset, identity(1), max_shift=2, per="file")
     with pytest.raises(ValueError, match="instance maps"):
         tfalign.data.realign(dataset, identity(1), max_shift=2, per="instance")
+    with pytest.raises(ValueError, match=r"for patches only. Received: per='dataset', max_rotation=2"):
+        tfalign.data.realign(dataset, identity(1), max_shift=2, per="dataset", max_rotation=2)
     with pytest.raises(ValueError, match="min_confidence"):
         tfalign.data.realign(dataset, identity(1), max_shift=2, min_confidence=2)
     with pytest.raises(ValueError, match="inputs, labels"):

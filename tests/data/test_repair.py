@@ -1,14 +1,17 @@
 import csv
 import json
 
+import keras
 import numpy as np
 import pytest
 import scipy.ndimage
+import tensorflow as tf
 from PIL import Image
 
 import tfalign.data
 from tests.data.test_realignment import identity
-from tfalign.data import BadFileError, formats, read_pairs, realign_files
+from tfalign.data import BadFileError, fingerprints, formats, misalign, read_pairs, realign_files
+from tfalign.data.preprocess import CropOrPad, Preprocessing, Resample, Scale
 
 SHIFTS = {"a": (3, -2), "b b": (-1, 4), "é": (0, 0)}
 
@@ -37,8 +40,8 @@ def scaled(values):
 
 def repair(folder, pairs=None, **options):
     pairs = pairs or read_pairs(folder / "inputs", folder / "labels")
-    options = {"max_shift": 6, "preprocessing": scaled, "patch_size": 40, **options}
-    return realign_files(pairs, identity(1), folder / "out", **options)
+    options = {"model": identity(1), "max_shift": 6, "preprocessing": scaled, "patch_size": 40, **options}
+    return realign_files(pairs, folder=folder / "out", **options)
 
 
 def test_labels_are_written_back_in_their_format(folders):
@@ -68,41 +71,71 @@ def test_a_parquet_table(folders):
 
 
 def test_it_goes_on_where_it_was_stopped(folders):
-    calls = []
+    calls, last = [], [2]
 
-    def broken(values):
+    def counted(values):
         calls.append(1)
-        if len(calls) > 1:
+        if len(calls) == last[0]:
             raise KeyboardInterrupt
         return scaled(values)
 
     with pytest.raises(KeyboardInterrupt):
-        repair(folders, preprocessing=broken)
+        repair(folders, preprocessing=counted)
+    last.clear()
+    last.append(0)
     assert not (folders / "out" / "alignment.csv").exists()
     journal = folders / "out" / "alignment.jsonl"
     journal.write_text(journal.read_text() + '{"name": "half')
     calls.clear()
-
-    def counted(values):
-        calls.append(1)
-        return scaled(values)
-
     assert len(repair(folders, preprocessing=counted)) == 3
     assert len(calls) == 2
     (folders / "out" / "é.png").unlink()
     repair(folders, preprocessing=counted)
     assert len(calls) == 3
     assert (folders / "out" / "é.png").exists()
-    with pytest.raises(ValueError, match="other settings"):
-        repair(folders, max_shift=5)
+    for others in ({"max_shift": 5}, {"preprocessing": scaled}, {"model": lambda values, training: values[:, ::-1]}):
+        with pytest.raises(ValueError, match=f"other settings.*that differ=\\['{next(iter(others))}'\\]"):
+            repair(folders, **{"preprocessing": counted, **others})
+
+
+def test_what_changed_is_repaired_again(folders):
+    before = {row["name"]: row for row in repair(folders)}
+    whole = formats.read(folders / "inputs" / "a.png")
+    Image.fromarray(np.roll(whole, (1, 1), axis=(0, 1))[..., 0]).save(folders / "labels" / "a.png")
+    after = {row["name"]: row for row in repair(folders)}
+    assert (after["a"]["row"], after["a"]["col"]) == (1, 1)
+    assert after["b b"] == before["b b"]
+    assert len((folders / "out" / "alignment.jsonl").read_text().splitlines()) == 1 + 4
+
+
+def test_models_are_told_apart_by_their_weights():
+    inputs = keras.Input((None, None, 1))
+    model = keras.Model(inputs, keras.layers.Conv2D(1, 3)(inputs))
+    before = fingerprints.of_model(model)
+    assert before == fingerprints.of_model(model)
+    model.set_weights([2 * weight + 1 for weight in model.get_weights()])
+    assert fingerprints.of_model(model) != before
 
 
 def test_one_shift_for_all(folders):
     for name in SHIFTS:
         moved = np.roll(formats.read(folders / "inputs" / f"{name}.png"), (2, 1), axis=(0, 1))
         Image.fromarray(moved[..., 0]).save(folders / "labels" / f"{name}.png")
-    rows = repair(folders, per="dataset")
-    assert [(row["row"], row["col"]) for row in rows] == [(2, 1)] * 3
+    calls = []
+
+    def counted(values):
+        calls.append(1)
+        return scaled(values)
+
+    for expected in (3, 3):  # nothing is predicted again
+        rows = repair(folders, per="dataset", preprocessing=counted)
+        assert [(row["row"], row["col"]) for row in rows] == [(2, 1)] * 3
+        assert len(calls) == expected
+    (folders / "out" / "a.png").unlink()
+    assert repair(folders, per="dataset", preprocessing=counted) == rows
+    assert len(calls) == 3
+    with pytest.raises(ValueError, match="More than shifts"):
+        repair(folders, per="dataset", max_rotation=5.0)
 
 
 def test_damaged_files_are_listed_and_labels_without_input_left(folders):
@@ -121,6 +154,96 @@ def test_a_label_that_tells_nothing_stays(folders):
     row = repair(folders)[0]
     assert (row["row"], row["col"], row["confidence"]) == (0, 0, 0)
     np.testing.assert_array_equal(formats.read(folders / "out" / "a.png"), np.full((80, 80, 1), 7))
+
+
+@pytest.mark.parametrize(
+    ("step", "shift", "bound"),
+    [
+        (Resample(factor=0.5), (4, -2), 3),
+        (Resample(size=(160, 40)), (3, 2), (8, 3)),
+        (CropOrPad(size=(64, 90)), (3, -2), 4),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_preprocessing_that_changes_sizes(rng, tmp_path, step, shift, bound, dtype):
+    for name in ("inputs", "labels"):
+        (tmp_path / name).mkdir()
+    whole = scene(rng, 120).astype(dtype)
+    y, x = (20 - one for one in shift)
+    np.save(tmp_path / "inputs" / "a.npy", whole[20:100, 20:100])
+    np.save(tmp_path / "labels" / "a.npy", whole[y : y + 80, x : x + 80])
+    steps = Preprocessing((Scale(high=255.0), step))
+    (row,) = repair(tmp_path, preprocessing=steps, max_shift=bound)
+    assert (row["row"], row["col"]) == shift
+    repaired = np.load(tmp_path / "out" / "a.npy")
+    assert repaired.dtype == dtype
+    np.testing.assert_array_equal(repaired[10:-10, 10:-10], whole[30:90, 30:90])
+
+
+def turned_labels(rng, folder, count, *, rotation, shift=(1.0, -2.0)):
+    """Pictures of spots, and labels of the same that lie turned and shifted: `transform` takes one to the other."""
+    transform = misalign.make_transforms([shift], rotation=[[rotation]])[0]
+    for name in ("inputs", "labels"):
+        (folder / name).mkdir()
+    for number in range(count):
+        whole = scipy.ndimage.gaussian_filter(rng.standard_normal((200, 200, 1)), (2, 2, 0)).astype(np.float32)
+        np.save(folder / "inputs" / f"{number}.npy", misalign.cut(whole, shape=(96, 96), center=(100, 100)))
+        label, _ = misalign.misaligned(whole, transform, shape=(96, 96), center=(100, 100))
+        np.save(folder / "labels" / f"{number}.npy", label)
+    return transform
+
+
+def test_turned_labels_are_turned_back(rng, tmp_path):
+    turned_labels(rng, tmp_path, 1, rotation=4.0)
+    bounds = {"max_rotation": 6.0, "max_scale": 0.05, "max_shear": 2.0}
+    (row,) = repair(tmp_path, preprocessing=None, **bounds, patch_size=64)
+    assert list(row) == [
+        "name", "file", "row", "col", "rotation", "shear", "scale_row", "scale_col", "confidence"
+    ]  # fmt: skip
+    found = [row[name] for name in list(row)[2:8]]
+    np.testing.assert_allclose(found, [1, -2, 4, 0, 1, 1], atol=0.15)
+    image, label = (np.load(tmp_path / part / "0.npy")[12:-12, 12:-12] for part in ("inputs", "labels"))
+    repaired = np.load(tmp_path / "out" / "0.npy")[12:-12, 12:-12]
+    assert np.abs(repaired - image).mean() < 0.15 * np.abs(label - image).mean()
+    # What the model is given is half as large, and off by its own (1, 0).
+    options = {"preprocessing": Preprocessing((Resample(factor=0.5),)), "offset": (1.0, 0.0), "max_shift": 4}
+    pairs = read_pairs(tmp_path / "inputs", tmp_path / "labels")
+    (row,) = realign_files(
+        pairs, lambda values, training: tf.roll(values, -1, axis=1), tmp_path / "half", **options, max_rotation=6.0
+    )
+    np.testing.assert_allclose([row["row"], row["col"], row["rotation"]], [1, -2, 4], atol=0.4)
+
+
+def test_a_table_must_not_take_the_place_of_a_label(spots):
+    folder, _, given = spots
+    (folder / "labels").mkdir()
+    (folder / "inputs" / "b.png").rename(folder / "inputs" / "alignment.png")
+    text = "row,col\n" + "".join(f"{y},{x}\n" for y, x in given["b"])
+    (folder / "labels" / "alignment.csv").write_text(text)
+    pairs = read_pairs(folder / "inputs", folder / "labels", positions=DISCS)
+    with pytest.raises(ValueError, match=r"must not be the name of a label. Received: table='alignment.csv'"):
+        repair(folder, pairs)
+    (row,) = repair(folder, pairs, table="shifts.csv")
+    assert row["file"] == "alignment.csv"
+    assert (folder / "out" / "alignment.csv").read_text().startswith("row,col\n")
+
+
+def test_turned_positions_are_turned_back_and_keep_decimal_commas(rng, spots):
+    folder, places, _ = spots
+    transform = misalign.make_transforms([[1.0, -1.0]], rotation=[[5.0]])[0]
+    (folder / "labels").mkdir()
+    for name, centers in places.items():
+        moved = (centers - 40) @ transform[:2, :2].T + transform[:2, 2] + 40
+        rows = [f"spot;{y:.6f};{x:.6f}\n".replace(".", ",") for y, x in moved]
+        (folder / "labels" / f"{name}.csv").write_text("class;row;col\n" + "".join(rows))
+    pairs = read_pairs(folder / "inputs", folder / "labels", positions=DISCS)
+    rows = repair(folder, pairs, max_rotation=8.0)
+    np.testing.assert_allclose([[row["row"], row["col"], row["rotation"]] for row in rows], [[1, -1, 5]] * 2, atol=0.3)
+    for name, centers in places.items():
+        text = (folder / "out" / f"{name}.csv").read_text()
+        assert "." not in text
+        found = [[float(cell.replace(",", ".")) for cell in line.split(";")[1:]] for line in text.splitlines()[1:]]
+        np.testing.assert_allclose(found, centers, atol=0.5)
 
 
 def test_a_preprocessing_must_keep_the_sizes(folders):

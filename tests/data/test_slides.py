@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tfalign.data import read_pairs, slides
+from tfalign.data import pipeline, read_pairs, slides
 from tfalign.data.formats import BadFileError
 
 pytest.importorskip("openslide")
@@ -127,6 +127,27 @@ def test_what_cannot_be_read(tmp_path, picture):
         read_pairs(tmp_path / "a.tif", slide_level=5)
     with pytest.raises(BadFileError, match="max_pixels=1000"):
         read_pairs(tmp_path / "a.tif", slide_level=1, max_pixels=1000).read(0)
+
+
+def test_the_tiles_of_a_slide_stay_in_one_set(tmp_path, picture):
+    for name in ("inputs", "labels"):
+        (tmp_path / name).mkdir()
+        for slide in "abcd":
+            write_pyramid(tmp_path / name / f"{slide}.tif", picture)
+    pairs = read_pairs(tmp_path / "inputs", tmp_path / "labels", slide_tile=128)
+    assert len(pairs) == 4 * 6
+    cutting = pipeline.Cutting(patch_size=64, fractions=(0.5, 0.25, 0.25))
+    cache = pipeline.prepare(pairs, tmp_path / "cache", cutting, workers=0)
+    sets = {}
+    for name in cache.shards:
+        for *_, where in pipeline.dataset(cache, name, batch_size=1, max_blank=1.0, origin=True):
+            sets.setdefault(where["name"].numpy()[0].decode()[0], set()).add(name)
+    assert sorted(map(sorted, sets.values())) == [["test"], ["train"], ["train"], ["validation"]]
+    alone = pairs.select(lambda pair: pair.name.startswith("a"))
+    with pytest.raises(ValueError, match=r"3 sets need as many files. Received: files or groups=1.*Split by region"):
+        pipeline.prepare(alone, tmp_path / "cache", cutting, workers=0)
+    by_tile = pipeline.prepare(alone, tmp_path / "cache", cutting, workers=0, groups=range(6))
+    assert all(by_tile.shards.values())
 
 
 def test_what_the_scanner_did_not_see_is_white(tmp_path, picture):

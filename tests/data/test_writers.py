@@ -103,6 +103,43 @@ def test_a_volume_says_which_axis_is_which(rng, tmp_path):
         assert len(tiff.pages) == 4
 
 
+def test_comments_of_a_spectrum_stay(tmp_path):
+    text = "# instrument 7\nwavenumber;counts\n400;1,5\n# a gap\n401;2,5\n"
+    (tmp_path / "a.csv").write_text(text)
+    array = formats.read(tmp_path / "a.csv")
+    moved = writers.write_like(tmp_path / "a.csv", tmp_path / "moved", array[::-1]).read_text()
+    assert moved == "# instrument 7\n# a gap\nwavenumber;counts\n400;2,5\n401;1,5\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("P", ".png"), ("1", ".png"), ("LA", ".png"), ("RGBA", ".png"), ("P", ".bmp"), ("1", ".bmp")]
+)
+def test_a_picture_keeps_its_mode(rng, tmp_path, mode, suffix):
+    values = rng.integers(0, 2, (6, 5), dtype=np.uint8)
+    original = Image.fromarray(values if mode == "P" else 255 * values).convert(mode)
+    if mode == "P":
+        original = Image.fromarray(values)
+        original.putpalette([0, 0, 0, 255, 0, 0])
+    elif mode != "1":
+        original.putalpha(Image.fromarray(rng.integers(0, 256, (6, 5), dtype=np.uint8)))
+    original.save(tmp_path / f"a{suffix}")
+    array = formats.read(tmp_path / f"a{suffix}", indexed=True)[::-1]
+    path = writers.write_like(tmp_path / f"a{suffix}", tmp_path / "new", array)
+    np.testing.assert_array_equal(formats.read(path, indexed=True), array)
+    with Image.open(path) as found, Image.open(tmp_path / f"a{suffix}") as like:
+        assert found.mode == like.mode == mode
+        assert found.getpalette() == like.getpalette()
+        if mode in ("LA", "RGBA"):
+            np.testing.assert_array_equal(found.getchannel("A"), like.getchannel("A"))
+
+
+def test_what_single_bits_cannot_hold_makes_bytes(tmp_path):
+    Image.fromarray(np.eye(4) > 0).save(tmp_path / "a.png")
+    array = np.uint8([[[0], [1], [255]]])
+    path = writers.write_like(tmp_path / "a.png", tmp_path / "new", array)
+    np.testing.assert_array_equal(formats.read(path), array)
+
+
 def test_a_palette_becomes_its_indices(tmp_path):
     indexed = Image.fromarray(np.uint8([[0, 1], [2, 1]]), mode="P")
     indexed.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])

@@ -2,26 +2,29 @@
 
 A folder holds `plan.json` (settings, fitted preprocessing), shards in jobs of a few files each, `job-00000.json` …
 (what a finished job wrote, with checksums) and `manifest.json`. A job's shards are written beside and renamed, its JSON
-comes last: what a kill leaves unfinished is made again, what is finished stays. A job belongs to its settings and to
-the names, sizes and times of its files: it is made again when one of them changes, or when a shard is damaged.
+comes last: what a kill leaves unfinished is made again, what is finished stays. A job belongs to its settings, to the
+names, sizes and times of its files and to how these are read and labels drawn or computed: it is made again when one of
+them changes, or when a shard is damaged.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from tfalign import _checks, _files
-from tfalign.data import split
-from tfalign.data.examples import UNLABELLED, fingerprint, fit, set_names
+from tfalign.data import fingerprints, split
+from tfalign.data.cutting import Cutting
+from tfalign.data.examples import Kind, Rules, fit, rules_of, sampled, set_names
 from tfalign.data.preprocess import Preprocessing
 from tfalign.data.shards import Job, bytes_of, damage, entry_of, job_path, write_job
+from tfalign.data.steps import as_tuples
 from tfalign.data.workers import Workers
 
 _FORMAT = 1  # of the shards: another number makes every cache anew
@@ -70,12 +73,15 @@ def prepare(
     Args:
         pairs: a sequence of examples: `pairs.read(i)`, or `pairs[i]` where there is no `read`, gives (name, input,
             label), arrays `(*spatial, channels)`. Files are known by the `path` of `pairs[i].input` and `.label`;
-            without these, an example is read and checksummed to tell whether it changed.
+            without these, an example is read and checksummed to tell whether it changed. Inputs without a label have no
+            part in it. Axes and channels must be those of most of the first, the middle and the last.
         folder: made if missing; nothing else should be in it.
         cutting: `Cutting`. A preprocessing over the data is fitted to the training set, which reads that once more.
-        groups: one key per file, for a split by file; see `tfalign.data.split.by_file`.
+        groups: one key per file, for a split by file, see `tfalign.data.split.by_file`; by default the tiles of a slide
+            stay together.
         workers: processes, see `Workers`.
-        strict: stop at the first file that cannot be read; otherwise it is skipped and listed.
+        strict: stop at the first file that cannot be read, or does not fit the others, also where `pairs.strict` says
+            so; otherwise it is skipped and listed.
         shard_bytes: about the size of a shard; a job of small files makes one for each set.
         track: `(description, total files) -> function called with the files just done`.
         announce: called with one line of text: the size of the cache before it is written, and damaged shards.
@@ -84,77 +90,80 @@ def prepare(
         `Cache`.
 
     Raises:
-        ValueError: no file can be read, examples do not fit together, or the training set is empty.
+        ValueError: no file can be read, or the training set is empty.
         OSError: the disk is too small, or a worker died.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sets = set_names(len(pairs), cutting, groups)
-    prints = [fingerprint(pairs, index) for index in range(len(pairs))]
+    strict = strict or getattr(pairs, "strict", False)
+    sets = set_names(pairs, cutting, groups)
+    prints = [None if name is None else fingerprints.of_example(pairs, index) for index, name in enumerate(sets)]
+    count = sum(name is not None for name in sets)
     with Workers(pairs, count=workers) as pool:
-        cutting, per_job, needed = _plan(pool, folder, cutting, sets, prints, strict, shard_bytes, track)
-        jobs = _jobs(cutting, sets, prints, per_job, shard_bytes)
+        plan = _Plan.of(pool, folder, cutting, sets, prints, strict, shard_bytes, track)
+        jobs = _jobs(plan, sets, prints, shard_bytes)
         finished = _finished(folder, jobs, strict, announce)
         missing = [job for job in jobs if job.number not in finished]
         if missing:
-            _announce_size(folder, needed, len(missing), jobs, announce)
-        advance = track("cache", len(pairs))
+            _announce_size(folder, plan.bytes, len(missing), jobs, announce)
+        advance = track("cache", count)
         advance(sum(len(jobs[number].items) for number in finished))
-        arguments = ((str(folder), job, cutting, strict, shard_bytes) for job in missing)
+        arguments = ((str(folder), job, plan.cutting, plan.rules, shard_bytes) for job in missing)
         for job, _ in zip(missing, pool.map(write_job, arguments)):
             advance(len(job.items))
     _delete_all_but(folder, jobs)
-    cache = _collect(folder, jobs, cutting)
+    cache = _collect(folder, jobs, plan.cutting)
     if hasattr(pairs, "note_skipped"):  # the workers have noted it in copies of their own
         for one in cache.skipped:
-            if one["reason"] != UNLABELLED:
-                pairs.note_skipped(one["path"], one["reason"])
+            pairs.note_skipped(one["path"], one["reason"])
     return cache
 
 
-def _plan(pool, folder, cutting, sets, prints, strict, shard_bytes, track):
-    """The fitted cutting, files per job, and bytes that the cache will take; kept in `plan.json`."""
-    path = folder / "plan.json"
-    key = _key(cutting.get_config(), sets, prints, shard_bytes)
-    if path.exists():
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        if plan["key"] == key:
-            fitted = Preprocessing.from_config(plan["preprocessing"])
-            return dataclasses.replace(cutting, preprocessing=fitted), plan["files_per_job"], plan["bytes"]
-    cutting = fit(pool, cutting, sets, strict=strict, track=track)
-    per_file = _bytes_per_file(pool, cutting, len(sets), strict)
-    files_per_job = max(1, min(shard_bytes // per_file, len(sets) // _LEAST_JOBS))
-    plan = {
-        "key": key,
-        "preprocessing": cutting.preprocessing.get_config(),
-        "files_per_job": files_per_job,
-        "bytes": per_file * len(sets),
-        "settings": cutting.get_config(),
-    }
-    _files.write_text(path, json.dumps(plan, indent=2) + "\n")
-    return cutting, files_per_job, plan["bytes"]
+class _Plan(NamedTuple):
+    """How the cache is made: the fitted cutting, what is skipped, files per job, and bytes that it will take."""
+
+    cutting: Cutting
+    rules: Rules
+    files_per_job: int
+    bytes: int
+
+    @classmethod
+    def of(cls, pool, folder, cutting, sets, prints, strict, shard_bytes, track):
+        """The plan kept in `plan.json`, or a new one."""
+        path = folder / "plan.json"
+        key = fingerprints.digest(_FORMAT, cutting.get_config(), sets, prints, shard_bytes)
+        if path.exists():
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            if plan["key"] == key:
+                fitted = dataclasses.replace(cutting, preprocessing=Preprocessing.from_config(plan["preprocessing"]))
+                rules = Rules(strict, Kind(*as_tuples(plan["kind"])))
+                return cls(fitted, rules, plan["files_per_job"], plan["bytes"])
+        rules = rules_of(pool, sets, strict=strict)
+        cutting = fit(pool, cutting, sets, rules=rules, track=track)
+        items = [index for index, name in enumerate(sets) if name is not None]
+        sizes = sampled(pool, bytes_of, items, cutting, rules)
+        per_file = max(1, math.ceil(sum(sizes) / len(sizes)))
+        files_per_job = max(1, min(shard_bytes // per_file, len(items) // _LEAST_JOBS))
+        plan = {
+            "key": key,
+            "preprocessing": cutting.preprocessing.get_config(),
+            "kind": rules.kind,
+            "files_per_job": files_per_job,
+            "bytes": per_file * len(items),
+            "settings": cutting.get_config(),
+        }
+        _files.write_text(path, json.dumps(plan, indent=2) + "\n")
+        return cls(cutting, rules, files_per_job, plan["bytes"])
 
 
-def _bytes_per_file(pool, cutting, count, strict):
-    """The mean over the first, the middle and the last file; where these are skipped, the first that is not."""
-    sample = sorted({0, count // 2, count - 1})
-    for indices in (sample, *([index] for index in range(count) if index not in sample)):
-        sizes = pool.map(bytes_of, [(index, cutting, strict) for index in indices])
-        known = [size for size in sizes if size is not None]
-        if known:
-            return max(1, math.ceil(sum(known) / len(known)))
-    received = {"examples": count}
-    raise ValueError(_checks.message("`pairs` must hold an example that can be read and has a label.", received))
-
-
-def _jobs(cutting, sets, prints, per_job, shard_bytes):
+def _jobs(plan, sets, prints, shard_bytes):
     """All jobs in order."""
-    config = cutting.get_config()
-    items = list(enumerate(sets))
+    settings = [_FORMAT, plan.cutting.get_config(), plan.rules.kind[:2], shard_bytes]
+    items = [(index, name) for index, name in enumerate(sets) if name is not None]
     jobs = []
-    for number, first in enumerate(range(0, len(items), per_job)):
-        taken = tuple(items[first : first + per_job])
-        jobs.append(Job(number, taken, _key(config, taken, prints[first : first + per_job], shard_bytes)))
+    for number, first in enumerate(range(0, len(items), plan.files_per_job)):
+        taken = tuple(items[first : first + plan.files_per_job])
+        jobs.append(Job(number, taken, fingerprints.digest(settings, taken, [prints[index] for index, _ in taken])))
     return jobs
 
 
@@ -184,7 +193,8 @@ def _announce_size(folder, needed, missing, jobs, announce):
     announce(f"Cache: about {_in_units(share)} to write in {folder}, {_in_units(free)} are free.")
     if share > free:
         received = {"needed": _in_units(share), "free": _in_units(free), "folder": str(folder)}
-        raise OSError(_checks.message("The cache must fit on the disk.", received, "Stream instead: --no-cache."))
+        remedy = "Do without: `tfalign.data.pipeline.Stream`."
+        raise OSError(_checks.message("The cache must fit on the disk.", received, remedy))
 
 
 def _delete_all_but(folder, jobs):
@@ -221,35 +231,20 @@ def _collect(folder, jobs, cutting):
         preprocessing=cutting.preprocessing,
         shards={name: [(str(folder / s["name"]), s["records"]) for s in of_set] for name, of_set in by_set.items()},
         contents={name: np.concatenate([[], *(s["contents"] for s in of_set)]) for name, of_set in by_set.items()},
-        input_shape=common_shape("input", shapes),
-        label_shape=common_shape("label", shapes),
+        input_shape=common_shape([shape["input"] for shape in shapes]),
+        label_shape=common_shape([shape["label"] for shape in shapes]),
         label_dtype="float32" if cutting.ignore_class is None else "int32",
         skipped=skipped,
     )
 
 
-def common_shape(which, shapes):
-    """The shape of all patches, None where sizes vary; axes and channels must not.
-
-    Args:
-        which: "input" or "label".
-        shapes: dicts of the shapes "input" and "label" and the name of the "first" file that has them.
-    """
-    first = shapes[0]
-    for shape in shapes:
-        if len(shape[which]) != len(first[which]) or shape[which][-1] != first[which][-1]:
-            received = {one["first"]: tuple(one[which]) for one in (first, shape)}
-            raise ValueError(_checks.message(f"Every {which} must have the same axes and channels.", received))
-    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(shape[which] for shape in shapes)))
+def common_shape(shapes):
+    """The shape that all have, None where sizes vary."""
+    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes))
 
 
 def _without_contents(shard):
     return {name: value for name, value in shard.items() if name != "contents"}
-
-
-def _key(*parts_of_it):
-    """A checksum of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps([_FORMAT, *parts_of_it], sort_keys=True).encode()).hexdigest()
 
 
 def _in_units(count):

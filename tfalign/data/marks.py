@@ -1,7 +1,7 @@
 """Marks, the objects that a label names by their positions, drawn as class maps, masks, instances or heat-maps.
 
 Coordinates are (plane, row, col) in pixels, 0 is the centre of the first pixel, and a pixel belongs to a mark whose
-area holds its centre, the edge included.
+area holds its centre, the edge included; a box has one pixel on each axis at least.
 """
 
 from typing import NamedTuple
@@ -190,7 +190,10 @@ def _pixels(part, shape, radius):
             inside = sum((axis - center) ** 2 for axis, center in zip(grid, at)) <= radius**2
             return tuple(axis[inside] for axis in grid)
         case Box(low, high):
-            return tuple(axis.ravel() for axis in _window(low, high, shape))
+            # One that holds no centre of a pixel is seen as the pixel that its middle lies in.
+            middle = np.floor((low + high) / 2 + 0.5)
+            grid = _window(np.minimum(np.ceil(low), middle), np.maximum(np.floor(high), middle), shape)
+            return tuple(axis.ravel() for axis in grid)
         case Polygon(rings):
             _check_rank(rings[0][0], shape)
             inside, first = _ring(rings[0], shape)

@@ -66,6 +66,11 @@ class Pairs(Sequence):
         """Whether the first file that would be skipped raises."""
         return self._options["strict"]
 
+    @property
+    def settings(self):
+        """What else tells how examples are read, for a fingerprint."""
+        return repr((self._options["rank"], self._options["max_margin"]))
+
     def __len__(self):
         return len(self._pairs)
 

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from tfalign import _checks
 from tfalign.data import augment, split
-from tfalign.data.cache import Cache, prepare
+from tfalign.data.cache import Cache, common_shape, prepare
 from tfalign.data.cutting import Cutting, cut_example
-from tfalign.data.examples import fit, set_names, try_to_read
+from tfalign.data.examples import fit, rules_of, set_names, try_to_read
 from tfalign.data.patches import balanced
 from tfalign.data.shards import parse
 from tfalign.data.workers import Workers
@@ -77,10 +77,7 @@ def dataset(
     shuffle, max_blank, drop_remainder = _choices(set_name, shuffle, max_blank, drop_remainder)
     if not cache.shards[set_name]:
         raise ValueError(_checks.message("`set_name` must be a set with patches.", {"set_name": set_name}))
-    if None in (*cache.input_shape, *cache.label_shape) and batch_size > 1:
-        received = {"batch_size": batch_size, "input_shape": cache.input_shape, "label_shape": cache.label_shape}
-        remedy = "Give a patch size without a threshold, a fixed size of inputs, or batches of 1."
-        raise ValueError(_checks.message("Patches of one batch must have one size.", received, remedy))
+    _check_one_size(batch_size, cache.input_shape, cache.label_shape)
     kept = balanced(cache.contents[set_name], max_blank=max_blank, seed=seed)
     if drop_remainder and kept.sum() < batch_size:
         received = {"batch_size": batch_size, "patches": int(kept.sum()), "set_name": set_name}
@@ -114,7 +111,7 @@ class Stream:
 
     Attributes:
         preprocessing: of inputs, fitted.
-        skipped: `{"path", "reason"}` of each file left out so far.
+        skipped: `{"path", "reason"}` of each file left out so far; `pairs.skipped` lists them too.
     """
 
     def __init__(
@@ -129,10 +126,10 @@ class Stream:
         announce=lambda text: None,
     ):
         announce("No cache: the files are read, prepared and cut again in every epoch.")
-        self._sets = set_names(len(pairs), cutting, groups)
+        self._sets = set_names(pairs, cutting, groups)
         self._pool = Workers(pairs, count=workers)
-        self._strict = strict
-        self._cutting = fit(self._pool, cutting, self._sets, strict=strict, track=track)
+        self._rules = rules_of(self._pool, self._sets, strict=strict or getattr(pairs, "strict", False))
+        self._cutting = fit(self._pool, cutting, self._sets, rules=self._rules, track=track)
         self.preprocessing = self._cutting.preprocessing
         self.skipped: list[dict] = []
 
@@ -159,7 +156,8 @@ class Stream:
     ):
         """Batches of one set; arguments and result as of `dataset`, without `origin` and `service`.
 
-        How many there are is not known before: give Keras `repeat=True` and `steps_per_epoch`.
+        How many there are is not known before: give Keras `repeat=True` and `steps_per_epoch`. Where nothing sets the
+        size of patches, batches of more than one cost a reading of all files to compare their sizes.
         """
         batch_size = _checks.whole_number("batch_size", batch_size, at_least=1)
         shuffle, max_blank, drop_remainder = _choices(set_name, shuffle, max_blank, drop_remainder)
@@ -171,13 +169,20 @@ class Stream:
                 order = np.random.default_rng([seed, next(epochs)]).permutation(order).tolist()
             yield from self._patches(set_name, order, max_blank)
 
-        first = next(self._patches(set_name, self._files_of(set_name), 1.0), None)
+        every = self._patches(set_name, self._files_of(set_name), 1.0)
+        first = next(every, None)
         if first is None:
             raise ValueError(_checks.message("`set_name` must be a set with patches.", {"set_name": set_name}))
-        fixed = self._cutting.patch_size is not None and self._cutting.max_size is self._cutting.max_pixels is None
-        spec = tuple(
-            tf.TensorSpec(one.shape if fixed else [None] * (one.ndim - 1) + [one.shape[-1]], one.dtype) for one in first
-        )
+        cutting = self._cutting
+        if cutting.patch_size is not None and cutting.max_size is cutting.max_pixels is None:
+            shapes = [one.shape for one in first]
+        elif batch_size == 1:
+            shapes = [(*[None] * (one.ndim - 1), one.shape[-1]) for one in first]
+        else:
+            seen = {(one.shape, other.shape) for one, other in itertools.chain([first], every)}
+            shapes = [common_shape(of_one) for of_one in zip(*seen)]
+        _check_one_size(batch_size, *shapes)
+        spec = tuple(tf.TensorSpec(shape, one.dtype) for shape, one in zip(shapes, first))
         samples = tf.data.Dataset.from_generator(patches, output_signature=spec)
         if shuffle:
             samples = samples.shuffle(max(1, shuffle_bytes // sum(one.nbytes for one in first)), seed=seed)
@@ -187,26 +192,36 @@ class Stream:
     def _files_of(self, set_name):
         """Numbers of the files that may have patches for a set."""
         by_file = self._cutting.split_by == "file"
-        return [index for index, name in enumerate(self._sets) if not by_file or name == set_name]
+        return [index for index, name in enumerate(self._sets) if name == set_name or (name and not by_file)]
 
     def _patches(self, set_name, order, max_blank):
         """Yields `(input, label)` of each patch; notes what is skipped."""
-        arguments = ((index, set_name, self._cutting, self._strict, max_blank) for index in order)
-        for pairs, skipped in self._pool.map(_patches_of, arguments):
+        arguments = ((index, set_name, self._cutting, self._rules, max_blank) for index in order)
+        for patches, skipped in self._pool.map(_patches_of, arguments):
             if skipped is not None and skipped not in self.skipped:
                 self.skipped.append(skipped)
-            yield from pairs
+                if hasattr(self._pool.pairs, "note_skipped"):  # the workers have noted it in copies of their own
+                    self._pool.pairs.note_skipped(skipped["path"], skipped["reason"])
+            yield from patches
 
 
-def _patches_of(pairs, index, set_name, cutting, strict, max_blank):
+def _patches_of(pairs, index, set_name, cutting, rules, max_blank):
     """All `(input, label)` of one file for one set, and what was skipped, or None. Runs in a worker."""
-    example, skipped = try_to_read(pairs, index, strict=strict)
+    example, skipped = try_to_read(pairs, index, rules)
     if example is None:
         return [], skipped
     found = cut_example(example[1], example[2], cutting, number=index, set_name=set_name)
     patches = [patch for name, patch in found if name == set_name]
     kept = balanced([patch.content for patch in patches], max_blank=max_blank, seed=index)
     return [(patch.input, patch.label) for patch, keep in zip(patches, kept) if keep], None
+
+
+def _check_one_size(batch_size, input_shape, label_shape):
+    """Refuses batches of patches of several sizes."""
+    if None in (*input_shape, *label_shape) and batch_size > 1:
+        received = {"batch_size": batch_size, "input_shape": input_shape, "label_shape": label_shape}
+        remedy = "Give a patch size without a threshold, a fixed size of inputs, or batches of 1."
+        raise ValueError(_checks.message("Patches of one batch must have one size.", received, remedy))
 
 
 def _choices(set_name, shuffle, max_blank, drop_remainder):

@@ -18,6 +18,7 @@ Headings of a table, each row one mark, case, spaces and _ do not matter:
 * `class`, or `label`: a name, or a whole number from 1 (0 is the background).
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -113,76 +114,120 @@ def read_coco(path, drawing):
     }
 
 
-def write_moved(path, out, shifts):
-    """Writes a file of positions to `out` with every position moved by minus the shift of its input.
+def in_file(matrix, path, drawing, shape):
+    """A move of positions in the units of their file.
+
+    Args:
+        matrix: `(d+1, d+1)`, from where positions are to where they go, in pixels from the centre of the input.
+        path: of the file.
+        drawing: `marks.Drawing`, which says what units these are.
+        shape: sizes of the input.
+    """
+    corner = (drawing.origin or ("corner" if Path(path).suffix.lower() in JSON else "center")) == "corner"
+    from_file = np.diag([*[drawing.scale] * len(shape), 1.0])
+    from_file[:-1, -1] = [-(size // 2) - (0.5 if corner else 0.0) for size in shape]
+    return np.linalg.inv(from_file) @ matrix @ from_file
+
+
+def write_moved(path, out, moves, shapes=None):
+    """Writes a file of positions to `out` with the positions of each input moved.
+
+    A box becomes the box around where it went; run lengths take the nearest pixels.
 
     Args:
         path: COCO, GeoJSON or a table.
-        shifts: `{name of the input: (d,)}` in the file's own units, (plane, row, col); the name None is that of a file
-            of one input. What belongs to others stays where it is.
+        moves: `{name of the input: (d+1, d+1)}`, from old to new positions in the file's own units, (plane, row, col);
+            the name None is that of a file of one input. What belongs to others stays where it is.
+        shapes: `{name of the input: new sizes}`, in COCO, of those cut to another size.
     """
     path, out = Path(path), Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() not in JSON:
-        tables.write_rows(path, out, lambda row: _moved_row(row, shifts.get(row.get("name") or None)))
+        tables.write_rows(path, out, lambda row: _moved_row(row, moves.get(row.get("name") or None)))
         return
     content = _json(path)
     if isinstance(content, dict) and "annotations" in content:
-        names = {image["id"]: image["file_name"] for image in content["images"]}
+        images = {image["id"]: image for image in content["images"]}
+        for image in images.values():
+            height, width = (shapes or {}).get(image["file_name"], (image["height"], image["width"]))
+            image.update(height=height, width=width)
         for annotation in content["annotations"]:
-            shift = shifts.get(names[annotation["image_id"]])
-            if shift is not None:
-                _move_annotation(annotation, shift)
+            image = images[annotation["image_id"]]
+            if image["file_name"] in moves:
+                _move_annotation(annotation, moves[image["file_name"]], (image["height"], image["width"]))
     else:
         features = content if isinstance(content, list) else content.get("features", [content])
         for feature in features:
             geometry = feature["geometry"]
-            geometry["coordinates"] = _moved_coordinates(geometry["coordinates"], shifts[None])
+            geometry["coordinates"] = _moved_coordinates(geometry["coordinates"], moves[None])
     _files.write_text(out, json.dumps(content, ensure_ascii=False))
 
 
-def _moved_row(row, shift):
+def _moved_row(row, move):
     """The cells of a row that change, by heading."""
-    if shift is None:
+    if move is None:
         return {}
+    columns = _columns(row)
+    ends = np.array([[_number(row[name]) for name in names] for names in columns])
+    moved = np.round(_moved_box(ends[0], ends[-1], move) if len(ends) == 2 else _moved_points(ends, move), 9)
     return {
-        name: float(row[name]) - float(by) for names in _columns(row) for name, by in zip(names, shift) if by != 0.0
+        name: float(new)
+        for names, old_end, new_end in zip(columns, ends, moved)
+        for name, old, new in zip(names, old_end, new_end)
+        if new != old
     }
 
 
-def _moved_coordinates(coordinates, shift):
-    """GeoJSON coordinates, (x, y) at any depth, moved by minus (row, col)."""
+def _moved_points(points, move):
+    """Points `(n, d)` by a matrix `(d+1, d+1)`."""
+    return np.asarray(points) @ move[:-1, :-1].T + move[:-1, -1]
+
+
+def _moved_box(low, high, move):
+    """The box around the moved corners of a box, `(low, high)`."""
+    corners = _moved_points(list(itertools.product(*zip(low, high))), move)
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _moved_coordinates(coordinates, move):
+    """GeoJSON coordinates, (x, y) at any depth, moved."""
     if isinstance(coordinates[0], (int, float)):
-        return [coordinates[0] - float(shift[1]), coordinates[1] - float(shift[0]), *coordinates[2:]]
-    return [_moved_coordinates(inner, shift) for inner in coordinates]
+        ((row, col),) = _moved_points([coordinates[1::-1]], move).tolist()
+        return [col, row, *coordinates[2:]]
+    return [_moved_coordinates(inner, move) for inner in coordinates]
 
 
-def _move_annotation(annotation, shift):
-    """Moves what COCO says of one object by minus (row, col); run lengths by whole pixels."""
-    x, y = float(shift[1]), float(shift[0])
+def _move_annotation(annotation, move, shape):
+    """Moves what COCO says of one object, on an image that has the sizes `shape` then."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         runs = _run_lengths(segmentation, tuple(segmentation["size"]))
-        annotation["segmentation"] = {"size": segmentation["size"], "counts": _counts(runs.mask(), round(y), round(x))}
+        annotation["segmentation"] = {"size": list(shape), "counts": _counts(_moved_mask(runs.mask(), move, shape))}
     elif segmentation:
-        annotation["segmentation"] = [
-            [value - (x if at % 2 == 0 else y) for at, value in enumerate(ring)] for ring in segmentation
-        ]
+        rings = [_moved_points(np.reshape(ring, (-1, 2))[:, ::-1], move)[:, ::-1] for ring in segmentation]
+        annotation["segmentation"] = [ring.ravel().tolist() for ring in rings]
     if annotation.get("bbox"):
-        left, top, *size = annotation["bbox"]
-        annotation["bbox"] = [left - x, top - y, *size]
+        x, y, width, height = annotation["bbox"]
+        (top, left), (bottom, right) = (end.tolist() for end in _moved_box((y, x), (y + height, x + width), move))
+        annotation["bbox"] = [left, top, right - left, bottom - top]
     if annotation.get("keypoints"):
         moved = np.reshape(annotation["keypoints"], (-1, 3)).astype(float)
-        moved[moved[:, 2] > 0, :2] -= x, y
+        seen = moved[:, 2] > 0
+        moved[seen, :2] = _moved_points(moved[seen, 1::-1], move)[:, ::-1]
         annotation["keypoints"] = moved.ravel().tolist()
 
 
-def _counts(mask, rows, cols):
-    """COCO's run lengths of a mask moved up and left by whole pixels."""
-    moved = np.zeros_like(mask)
-    at = np.argwhere(mask) - [rows, cols]
-    at = at[np.all((at >= 0) & (at < mask.shape), axis=1)]
-    moved[tuple(at.T)] = True
-    flat = moved.T.ravel()
+def _moved_mask(mask, move, shape):
+    """A mask moved onto a grid of sizes `shape`; its pixels are half a unit from the corner that COCO counts from."""
+    at = _moved_points(np.argwhere(np.ones(shape, bool)) + 0.5, np.linalg.inv(move))
+    at = np.floor(at).astype(int)
+    inside = ((at >= 0) & (at < mask.shape)).all(axis=1)
+    return (inside & mask[tuple(np.where(inside[:, np.newaxis], at, 0).T)]).reshape(shape)
+
+
+def _counts(mask):
+    """COCO's run lengths of a mask."""
+    flat = mask.T.ravel()
     changes = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *changes, flat.size]).tolist()
     return [0, *counts] if flat[0] else counts
@@ -222,10 +267,15 @@ def _class(given):
 
 def _coordinates(values, origin, scale):
     """Pixels from the centre of the first pixel."""
-    found = np.array([float(value) for value in values]) * scale - (0.5 if origin == "corner" else 0.0)
+    found = np.array([_number(value) for value in values]) * scale - (0.5 if origin == "corner" else 0.0)
     if not np.isfinite(found).all():
         raise ValueError(_checks.message("Positions must be finite.", {"position": list(values)}))
     return found
+
+
+def _number(cell):
+    """A number, perhaps text with a decimal comma: cells hold no other."""
+    return float(cell.replace(",", ".") if isinstance(cell, str) else cell)
 
 
 def _box(low, high):

@@ -97,6 +97,14 @@ class Preprocessing:
             label = step.place(label, interpolation=interpolation, fill_value=fill_value)
         return label
 
+    def magnification(self, shape):
+        """Pixels after for each pixel before, about the centre, one number per axis, of inputs of sizes `shape`."""
+        total = np.ones(len(shape))
+        for step in self.steps:
+            shape, factors = step.grid(shape)
+            total *= factors
+        return total
+
     def fit(self, images):
         """This preprocessing with every statistic over the data taken from `images`: the training set, nothing else.
 

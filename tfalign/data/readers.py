@@ -28,8 +28,8 @@ def read_pairs(
 ):
     """Finds inputs and their labels.
 
-    * A folder: its files and those of its subfolders, hidden ones excepted, matched with those of the folder `labels`
-      by path and name, whatever the suffix. A file: this one, with the file `labels`.
+    * A folder: its files and those of its subfolders, hidden ones and `labels` excepted, matched with those of the
+      folder `labels` by path and name, whatever the suffix. A file: this one, with the file `labels`.
     * A .csv, .tsv or .parquet file: a listing with the column `input` and, if you like, `label` (empty: none) and
       `name`; paths as seen from the listing.
     * An .npz file: its arrays, matched with those of the .npz file `labels` by their keys. Or, with the key `inputs`:
@@ -120,8 +120,8 @@ class _Finder:
             if "inputs" in archive.names:
                 _check_no_labels(labels, "the archive holds `labels`")
                 return self._samples(archive)
-        of_inputs = self._sources(inputs, is_label=False)
-        of_labels = {} if labels is None else self._labels(labels, of_inputs)
+        of_inputs = self._sources(inputs, beside=labels, is_label=False)
+        of_labels = {} if labels is None else self._labels(labels, inputs, of_inputs)
         if labels is not None and inputs.is_file() and labels.is_file() and len(of_inputs) == len(of_labels) == 1:
             of_labels = dict(zip(of_inputs, of_labels.values()))
         for name in sorted(of_labels.keys() - of_inputs.keys()):
@@ -158,16 +158,20 @@ class _Finder:
             self.skip(source.path, f"several {role} are called {name!r}, also {others}")
         return len(found) <= 1
 
-    def _sources(self, place, *, is_label):
-        """Lists of sources by name, of a folder, a file or an archive."""
+    def _sources(self, place, *, beside, is_label):
+        """Lists of sources by name, of a folder without the place `beside`, a file or an archive."""
         found: dict[str, list] = {}
         if place.suffix.lower() == ".npz" and place.is_file():
             archive = sources.Archive(place, self.max_pixels)
             return {_name(name): [sources.Member(archive, name, self.rank)] for name in archive.names}
-        for path in [place] if place.is_file() else _files_below(place):
+        for path in [place] if place.is_file() else _files_below(place, beside):
+            name = _stem(path.relative_to(place.parent if place.is_file() else place))
+            if not _is_text(name):
+                self.skip(path, "its name is no Unicode text; rename it")
+                continue
             source = self._source(path, is_label=is_label)
             if source is not None:
-                found.setdefault(_stem(path.relative_to(place.parent if place.is_file() else place)), []).append(source)
+                found.setdefault(name, []).append(source)
         return found
 
     def _source(self, path, *, is_label):
@@ -175,18 +179,23 @@ class _Finder:
         suffix = path.suffix.lower()
         if not path.is_file():
             return self.skip(path, "there is no such file")
-        if is_label and position_files.is_file_of_positions(path):
+        try:
+            with formats.decoding(path):
+                has_positions = is_label and position_files.is_file_of_positions(path)
+        except BadFileError as error:
+            return self.skip(error.path, error.reason)
+        if has_positions:
             return sources.Drawn(str(path), self.drawing)
         if suffix in slides.SUFFIXES or suffix in formats.SUFFIXES:
             return sources.File(path, self.rank, self.max_pixels)
         return self.skip(path, f"no format is known by the suffix {path.suffix!r}")
 
-    def _labels(self, labels, of_inputs):
+    def _labels(self, labels, inputs, of_inputs):
         """Lists of label sources by name; one file of positions may hold those of all inputs."""
         with formats.decoding(labels):
             found = position_files.read_shared(labels, self.drawing) if labels.is_file() else None
         if found is None:
-            return self._sources(labels, is_label=True)
+            return self._sources(labels, beside=inputs, is_label=True)
         named: dict[str, list] = {}
         for file_name, (shape, marks) in found.items():
             name = _stem(file_name)
@@ -219,6 +228,10 @@ class _Finder:
 
     def _samples(self, archive):
         """The pairs of an archive with the arrays `inputs`, and perhaps `labels` and `names`."""
+        for key in {"inputs", "labels", "names"}.intersection(archive.names):
+            if not archive.shape(key):
+                self.skip(f"{archive.path}: {key}", "it is a single value; samples lie along the first axis")
+                return []
         count = archive.shape("inputs")[0]
         names = [f"{index:06d}" for index in range(count)]
         if "names" in archive.names:
@@ -284,13 +297,26 @@ def _check_no_labels(labels, reason):
         raise ValueError(_checks.message(f"`labels` must be left out: {reason}.", {"labels": str(labels)}))
 
 
-def _files_below(folder):
-    """All files of a folder and its subfolders, sorted, without hidden ones."""
+def _files_below(folder, beside):
+    """All files of a folder and its subfolders, sorted, without hidden ones and those of a place inside it."""
+    inner = None if beside is None else beside.resolve()
+    is_inside = inner is not None and folder.resolve() in inner.parents
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (is_inside and path.resolve().is_relative_to(inner))
     )
+
+
+def _is_text(name):
+    """Whether a name can be written: systems hand over bytes that are no Unicode as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stem(path):

@@ -16,6 +16,9 @@ def realign(
     model,
     *,
     max_shift,
+    max_rotation=0.0,
+    max_scale=0.0,
+    max_shear=0.0,
     per="patch",
     similarity="ncc",
     subpixel=False,
@@ -32,11 +35,13 @@ def realign(
             maps are integers. Per "file" and "dataset" it is gone through once before.
         model: inputs -> predictions, called in a `tf.data` map.
         max_shift: int >= 0, or one per spatial axis, pixels.
+        max_rotation, max_scale, max_shear: see `tfalign.register`; of every patch by itself.
         per: one shift for each "patch"; for all patches of a "file", by `origin["name"]`; for the whole "dataset"; or
             for each "instance" of an instance map (numbers from 1): the prediction is then the probability of a single
             channel, or of not being the first of several.
         similarity, min_overlap: see `tfalign.register`.
-        subpixel: move by fractions of a pixel; class and instance maps move by whole ones.
+        subpixel: move by fractions of a pixel; class and instance maps move by whole ones. Where more than shifts are
+            searched, labels are always interpolated, maps by the nearest pixel.
         offset: pixels, one number or one per axis: the network's own offset, `ShiftInvariantLoss.drift`, not the
             label's fault.
         min_confidence: a label whose shift is known with a lower probability stays where it is.
@@ -45,11 +50,13 @@ def realign(
     Returns:
         A `tf.data.Dataset` of `(inputs, labels, found)`: the labels on their own grid, NaN (of class maps
         `ignore_class`, or 0) where nothing is known; `found` is `origin` with "translation" `(batch, d)` pixels, where
-        the label lay relative to its input, and "confidence" `(batch,)`. Per "instance" both are maps on the grid of
-        the label: `(batch, *spatial, d)` and `(batch, *spatial)`, 0 in the background.
+        the label lay relative to its input, "transform" `(batch, d+1, d+1)`, input -> label coordinates, and
+        "confidence" `(batch,)`. Per "instance" translation and confidence are maps on the grid of the label, `(batch,
+        *spatial, d)` and `(batch, *spatial)`, 0 in the background, and there is no transform.
 
     Raises:
-        ValueError: an option out of range, no names per "file", or labels that are no instance maps.
+        ValueError: an option out of range, no names per "file", labels that are no instance maps, or more than shifts
+            to be found for other than patches.
     """
     _checks.choice("per", per, PER)
     element = dataset.element_spec
@@ -63,6 +70,10 @@ def realign(
     if per == "instance" and not element[1].dtype.is_integer:
         received = {"labels.dtype": element[1].dtype.name}
         raise ValueError(_checks.message('per="instance" needs instance maps: integers.', received))
+    more = {"max_rotation": max_rotation, "max_scale": max_scale, "max_shear": max_shear}
+    if any(more.values()) and per != "patch":
+        received = {"per": per, **more}
+        raise ValueError(_checks.message("More than shifts can be found for patches only.", received, 'per="patch".'))
     rank = element[0].shape.rank - 2
     options = {
         "max_shift": _checks.pixels_per_axis("max_shift", max_shift, rank),
@@ -71,15 +82,18 @@ def realign(
     }
     moves = _Moves(rank, offset, min_confidence, subpixel and not element[1].dtype.is_integer, ignore_class)
 
+    def result(inputs, labels, origin, transform, confidence):
+        found = {"translation": geometry.translation_of(transform), "transform": transform, "confidence": confidence}
+        return inputs, moves.moved(labels, transform), {**(origin[0] if origin else {}), **found}
+
     def own(inputs, labels, *origin):
         prediction = tf.cast(model(inputs, training=False), tf.float32)
         if per == "instance":
             labels, translation, confidence = _realigned_instances(prediction, labels, moves, options)
-        else:
-            found = registered(prediction, labels, ignore_class=ignore_class, **options)
-            translation, confidence = moves.of(found.translation, found.confidence), found.confidence
-            labels = moves.moved(labels, translation, confidence)
-        return inputs, labels, {**(origin[0] if origin else {}), "translation": translation, "confidence": confidence}
+            found = {"translation": translation, "confidence": confidence}
+            return inputs, labels, {**(origin[0] if origin else {}), **found}
+        found = registered(prediction, labels, ignore_class=ignore_class, **options, **more)
+        return result(inputs, labels, origin, moves.of_transform(found.transform, found.confidence), found.confidence)
 
     if per in ("patch", "instance"):
         return dataset.map(own, num_parallel_calls=tf.data.AUTOTUNE)
@@ -90,9 +104,8 @@ def realign(
         keys = origin[0]["name"] if per == "file" else tf.fill([tf.shape(inputs)[0]], "")
         at = index.lookup(keys)
         confidence = tf.gather(tf.constant(confidences), at)
-        translation = moves.of(tf.gather(tf.constant(shifts), at), confidence)
-        labels = moves.moved(labels, translation, confidence)
-        return inputs, labels, {**(origin[0] if origin else {}), "translation": translation, "confidence": confidence}
+        transform = geometry.from_translation(moves.of(tf.gather(tf.constant(shifts), at), confidence))
+        return result(inputs, labels, origin, transform, confidence)
 
     return dataset.map(common, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -150,14 +163,25 @@ class _Moves:
         own = own if self._subpixel else tf.round(own)
         return tf.where((confidence >= self._least)[..., tf.newaxis], own, 0.0)
 
-    def moved(self, labels, translation, confidence):
-        """Labels `(batch, *spatial, channels)` moved by `-translation`, on their own grid."""
-        fill = (self._fill or 0) if labels.dtype.is_integer else np.nan
-        if self._subpixel:
-            values, _ = resample.warp(labels, geometry.from_translation(translation), fill_value=fill)
-            return tf.cast(values, labels.dtype)
-        values, inside = resample.shift_by_pixels(labels, translation, geometry.spatial_shape(labels))
-        return tf.where(inside[..., tf.newaxis] > 0, values, tf.cast(fill, labels.dtype))
+    def of_transform(self, transform, confidence):
+        """The same of transforms `(batch, d+1, d+1)`; one that is more than a shift is not rounded."""
+        shift = geometry.from_translation(self.of(geometry.translation_of(transform), confidence))
+        rank, known = transform.shape[-1] - 1, (confidence >= self._least)[..., tf.newaxis, tf.newaxis]
+        linear = transform[:, :rank, :rank]
+        is_more = known & tf.reduce_any(linear != tf.eye(rank), axis=[-2, -1], keepdims=True)
+        own = geometry.compose(transform, geometry.from_translation(-self._offset[tf.newaxis]))
+        return tf.where(is_more, own, shift)
+
+    def moved(self, labels, transform):
+        """Labels `(batch, *spatial, channels)` laid back, on their own grid; shifts by whole pixels copy exactly."""
+        is_map = labels.dtype.is_integer
+        values, _ = resample.warp(
+            labels,
+            transform,
+            interpolation="nearest" if is_map else "linear",
+            fill_value=(self._fill or 0) if is_map else np.nan,
+        )
+        return tf.cast(values, labels.dtype)
 
 
 def _of_groups(dataset, model, per, ignore_class, options):
@@ -198,31 +222,65 @@ def _realigned_instances(prediction, labels, moves, options):
 
 def _of_instances(foreground, label, moves, options):
     """One instance map `(*spatial, 1)`, moved; where two instances meet the surer one stays."""
-    reach = [2 * bound + 5 for bound in options["max_shift"]]
-    numbers = tf.unique(tf.reshape(label, [-1]))[0]
-    numbers = tf.boolean_mask(numbers, numbers > 0)
-    each = tf.equal(label[tf.newaxis], tf.reshape(numbers, [-1] + [1] * (len(reach) + 1)))
-    # Only its surroundings tell about an instance, without those that are others'.
-    near = tf.nn.pool(tf.cast(each, tf.float32), reach, "MAX", [1] * len(reach), "SAME") > 0
-    counts = near & (each | (label == 0)[tf.newaxis])
-    found = registration.register(
-        tf.broadcast_to(foreground, tf.concat([[tf.shape(numbers)[0]], tf.shape(foreground)], axis=0)),
-        tf.cast(each, tf.float32),
-        moving_mask=tf.cast(counts[..., 0], tf.float32),
-        **options,
-    )
-    translation = moves.of(found.translation, found.confidence)
-    moved, inside = resample.shift_by_pixels(tf.cast(each, tf.float32), translation, geometry.spatial_shape(each))
-    weight = moved * inside[..., tf.newaxis] * tf.reshape(found.confidence + 1e-3, [-1] + [1] * (len(reach) + 1))
-    # The background comes first and weighs least, so that there is always something to choose.
-    owner = tf.argmax(tf.concat([tf.fill([1, *tf.unstack(tf.shape(label))], 1e-6), weight], axis=0))[..., 0]
+    flat, shape = label[..., 0], tf.shape(label)[:-1]
+    numbers, owner = tf.unique(tf.boolean_mask(flat, flat > 0))
+    pixels, count = tf.cast(tf.where(flat > 0), tf.int32), tf.size(numbers)
+    shift, confidence = _registered_instances(foreground, label, numbers, pixels, owner, options)
+    translation = moves.of(shift, confidence)
+    to = pixels - tf.cast(tf.round(tf.gather(translation, owner)), tf.int32)
+    inside = tf.reduce_all((to >= 0) & (to < shape), axis=-1)
+    to, owner = tf.boolean_mask(to, inside), tf.boolean_mask(owner, inside)
+    sure = tf.gather(confidence, owner)
+    surest = tf.tensor_scatter_nd_max(tf.fill(shape, -1.0), to, sure)
+    stays = sure >= tf.gather_nd(surest, to)
+    to, owner = tf.boolean_mask(to, stays), tf.boolean_mask(owner, stays)
+    # The background is behind the last.
+    owners = tf.tensor_scatter_nd_min(tf.fill(shape, count), to, owner)
 
     def of_owner(values):
-        return tf.gather(tf.concat([tf.zeros_like(values[:1]), values], axis=0), owner)
+        return tf.gather(tf.pad(values, [[0, 1]] + [[0, 0]] * (values.shape.rank - 1)), owners)
 
-    # A map without instances has no first one to make the background's zero of.
-    numbers, translation, confidence = (
-        tf.pad(values, [[0, 1]] + [[0, 0]] * (values.shape.rank - 1))
-        for values in (numbers, translation, found.confidence)
-    )
     return of_owner(numbers)[..., tf.newaxis], of_owner(translation), of_owner(confidence)
+
+
+def _registered_instances(foreground, label, numbers, pixels, owner, options):
+    """Shifts `(instances, d)` and their confidences, each of the surroundings of an instance alone.
+
+    Args:
+        foreground, label: `(*spatial, 1)` on one centre.
+        numbers: of the instances.
+        pixels, owner: `(pixels, d)` of all of them, and whose each is.
+    """
+    bounds = options["max_shift"]
+    shape = tf.maximum(tf.shape(foreground)[:-1], tf.shape(label)[:-1])
+
+    def on_common_grid(values):
+        return resample.crop_or_pad(values[tf.newaxis], tf.unstack(shape, num=len(bounds)))
+
+    offset = shape // 2 - tf.shape(label)[:-1] // 2
+    known, counts = on_common_grid(tf.ones_like(foreground)), on_common_grid(tf.ones_like(label))
+    foreground, label = on_common_grid(foreground), on_common_grid(label)
+    # What a label reads that is moved as far as may be, and the border that tells where it ends.
+    reach = tf.constant([2 * bound + 2 for bound in bounds])
+    low = tf.maximum(tf.math.unsorted_segment_min(pixels, owner, tf.size(numbers)) + offset - reach, 0)
+    high = tf.minimum(tf.math.unsorted_segment_max(pixels, owner, tf.size(numbers)) + offset + reach + 1, shape)
+
+    def of_one(instance):
+        number, begin, end = instance
+        window = tf.concat([[0], begin, [0]], axis=0), tf.concat([[1], end - begin, [1]], axis=0)
+        part = tf.slice(label, *window)
+        own = tf.cast(part == number, tf.float32)
+        # Only its surroundings tell about an instance, without those that are others'.
+        near = tf.nn.pool(own, [2 * bound + 5 for bound in bounds], "MAX", [1] * len(bounds), "SAME")
+        others = tf.cast((part > 0) & (part != number), tf.float32)
+        found = registration.register(
+            tf.slice(foreground, *window),
+            own,
+            fixed_mask=tf.slice(known, *window),
+            moving_mask=near * (1.0 - others) * tf.cast(tf.slice(counts, *window), tf.float32),
+            **options,
+        )
+        return found.translation[0], found.confidence[0]
+
+    signature = tf.TensorSpec([len(bounds)], tf.float32), tf.TensorSpec([], tf.float32)
+    return tf.map_fn(of_one, (numbers, low, high), fn_output_signature=signature)

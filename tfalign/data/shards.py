@@ -46,14 +46,14 @@ def entry_of(folder, number):
     return entry
 
 
-def write_job(pairs, folder, job, cutting, strict, shard_bytes):
+def write_job(pairs, folder, job, cutting, rules, shard_bytes):
     """Writes the shards of a job and, last, its JSON."""
     open_shards: dict[str, _Shard] = {}
     shards: list[_Shard] = []
-    shapes: dict[tuple, str] = {}
+    shapes: dict[tuple, None] = {}
     skipped = []
     for index, set_name in job.items:
-        example, reason = try_to_read(pairs, index, strict=strict)
+        example, reason = try_to_read(pairs, index, rules)
         if example is None:
             skipped.append(reason)
             continue
@@ -64,7 +64,7 @@ def write_job(pairs, folder, job, cutting, strict, shard_bytes):
                 open_shards[part] = _Shard(folder, part, job.number, number)
             shard = open_shards[part]
             shard.write(str(name), patch)
-            shapes.setdefault((patch.input.shape, patch.label.shape), str(name))
+            shapes[patch.input.shape, patch.label.shape] = None
             if shard.size >= shard_bytes:
                 shards.append(open_shards.pop(part).close())
     shards += [shard.close() for shard in open_shards.values()]
@@ -72,7 +72,7 @@ def write_job(pairs, folder, job, cutting, strict, shard_bytes):
         "key": job.key,
         "shards": [shard.entry for shard in shards],
         "skipped": skipped,
-        "shapes": [{"input": a, "label": b, "first": name} for (a, b), name in shapes.items()],
+        "shapes": [{"input": of_input, "label": of_label} for of_input, of_label in shapes],
     }
     _files.write_text(job_path(folder, job.number), json.dumps(content))
 
@@ -87,9 +87,9 @@ def damage(folder, entry):
     return damaged
 
 
-def bytes_of(pairs, index, cutting, strict):
+def bytes_of(pairs, index, cutting, rules):
     """Bytes that the patches of one file take, or None where it is skipped."""
-    example, _ = try_to_read(pairs, index, strict=strict)
+    example, _ = try_to_read(pairs, index, rules)
     if example is None:
         return None
     patches = cut_example(example[1], example[2], cutting, number=index, set_name="train")

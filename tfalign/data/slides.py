@@ -36,6 +36,11 @@ class Region(NamedTuple):
         """The slide and the part of it, for messages."""
         return f"{self.file}: level {self.level}, row {self.origin[0]}, col {self.origin[1]}"
 
+    @property
+    def settings(self):
+        """Size and bound."""
+        return [list(self.shape), self.max_pixels]
+
     def read(self, like=None):
         """The pixels; where the scanner saw nothing, the slide's background colour, white if it names none.
 

@@ -1,6 +1,7 @@
 """Where one input or label comes from. Each source has a `path` for messages and `read(like=None)`.
 
-`read` gives `(*spatial, channels)` or raises `BadFileError`; a label is read like its input, an array.
+`read` gives `(*spatial, channels)` or raises `BadFileError`; a label is read like its input, an array. `settings`, as
+JSON can hold them, tell how it is read, besides the path.
 """
 
 import zipfile
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfalign.data import formats, marks, positions
+from tfalign.data import fingerprints, formats, marks, positions
 from tfalign.data.formats import BadFileError
 
 
@@ -20,6 +21,11 @@ class File(NamedTuple):
     path: Path
     rank: int | None
     max_pixels: int
+
+    @property
+    def settings(self):
+        """Rank and bound."""
+        return [self.rank, self.max_pixels]
 
     def read(self, like=None):
         """The array."""
@@ -66,6 +72,11 @@ class Member(NamedTuple):
         """The archive and the array in it, for messages."""
         return f"{self.archive.path}: {self.name}" + ("" if self.number is None else f"[{self.number}]")
 
+    @property
+    def settings(self):
+        """Rank and bound."""
+        return [self.rank, self.archive.max_pixels]
+
     def read(self, like=None):
         """The array."""
         whole = self.number is None
@@ -89,6 +100,11 @@ class Drawn(NamedTuple):
     marks: list | None = None
     shape: tuple | None = None
     placing: tuple | None = None
+
+    @property
+    def settings(self):
+        """How it is drawn."""
+        return repr(self.drawing)
 
     def parts(self, regions):
         """The labels of the regions of a slide, each with the marks that may touch it."""
@@ -131,10 +147,15 @@ class Computed(NamedTuple):
     path: str
     recipe: Callable
 
+    @property
+    def settings(self):
+        """The recipe."""
+        return fingerprints.of_function(self.recipe)
+
     def read(self, like=None):
         """The label."""
         try:
             label = np.asarray(self.recipe(like))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise BadFileError(self.path, f"the recipe does not fit it: {str(error).rstrip('.')}") from error
         return formats.canonical(label, self.path, rank=like.ndim - 1)

@@ -29,7 +29,7 @@ def by_file(count, *, fractions, groups=None, seed=0):
     groups = list(range(count)) if groups is None else list(groups)
     if len(groups) != count:
         raise ValueError(_checks.message("`groups` must name one per file.", {"groups": len(groups), "files": count}))
-    keys = sorted(set(groups), key=groups.index)
+    keys = list(dict.fromkeys(groups))
     wanted = sum(fraction > 0 for fraction in fractions)
     if len(keys) < wanted:
         received = {"files or groups": len(keys), "fractions": fractions}

@@ -36,6 +36,10 @@ class _Step:
         """The label `(batch, *spatial, channels)` where the input went."""
         return label
 
+    def grid(self, shape):
+        """What becomes of a grid of the sizes `shape`: `(sizes after, pixels after for each pixel before)`."""
+        return tuple(shape), (1.0,) * len(shape)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale(_Step):
@@ -289,6 +293,14 @@ class Resample(_Step):
         """The label on the input's new spacing."""
         return self._resampled(label, interpolation)
 
+    def grid(self, shape):
+        """The new spacing."""
+        if self.size is not None:
+            sizes = tuple(_one_per_axis("size", self.size, len(shape)))
+            return sizes, tuple(size / before for size, before in zip(sizes, shape))
+        factors = tuple(_one_per_axis("factor", self.factor, len(shape)))
+        return tuple(_resampled_size(size, factor) for size, factor in zip(shape, factors)), factors
+
     def _resampled(self, values, interpolation):
         rank = _checks.spatial_rank("values", values)
         shape = geometry.spatial_shape(values)
@@ -321,6 +333,10 @@ class CropOrPad(_Step):
         """The label cut or padded alike."""
         known = self._fitted_in(tf.ones_like(label, dtype=tf.int32)) > 0
         return tf.where(known, self._fitted_in(label), tf.cast(fill_value, label.dtype))
+
+    def grid(self, shape):
+        """The new sizes."""
+        return tuple(_one_per_axis("size", self.size, len(shape))), (1.0,) * len(shape)
 
     def _fitted_in(self, values):
         rank = _checks.spatial_rank("values", values)

@@ -14,6 +14,7 @@ import numpy as np
 from tfalign import _checks, _files
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+MAX_CELLS = 2**24  # of a .parquet file, which may be tiny: rows take a few hundred bytes each in memory
 # Headings of a first column that says where a row lies and is no channel.
 AXES = ("wavelength", "wavenumber", "frequency", "energy", "mass", "mz", "ramanshift", "time", "sample", "index", "x")
 
@@ -30,15 +31,16 @@ def numbers(path):
 
 
 def write_numbers(like, path, values):
-    """Writes `values` `(rows, columns)` as a table with the headings, axis and separator of the table `like`."""
+    """Writes `values` `(rows, columns)` as the table `like`: headings, comments, axis and separator stay."""
     lines, separator, first_row, first_column = _numeric(like)
+    comments = [line for line in _text(like).splitlines() if line.startswith("#")]
     if len(lines) - first_row != len(values):
         raise ValueError(
             _checks.message(
                 "A spectrum must keep its rows.", {"rows": len(values), "of the file": len(lines) - first_row}
             )
         )
-    written = lines[:first_row]
+    written = [*comments, *lines[:first_row]]
     for line, row in zip(lines[first_row:], values):
         cells = [f"{value:.9g}" for value in row]
         if separator != ",":
@@ -49,9 +51,7 @@ def write_numbers(like, path, values):
 
 def _numeric(path):
     """The lines of a table of numbers, their separator, the first one that holds numbers, and the first column."""
-    # A heading in another encoding (nm, µm, cm⁻¹) does not matter to the numbers.
-    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
     separator = _separator(lines[0])
     first = [cell.strip(' "') for cell in lines[0].split(separator)]
     plain = [cell.replace(",", ".") for cell in first] if separator != "," else first
@@ -62,15 +62,21 @@ def _numeric(path):
     return lines, separator, int(has_heading), int(is_axis)
 
 
+def _text(path):
+    # A heading in another encoding (nm, µm, cm⁻¹) does not matter to the numbers.
+    return Path(path).read_text(encoding="utf-8-sig", errors="replace")
+
+
 def rows(path):
     """The rows of a .csv, .tsv or .parquet file with headings, as dicts; headings lose case, spaces, - and _.
 
     Raises:
         ImportError: a .parquet file without the extra `parquet`.
+        ValueError: rows of several lengths, or a .parquet file of more than `MAX_CELLS`.
     """
     path = Path(path)
     if path.suffix.lower() == ".parquet":
-        table = _checks.extra("pyarrow.parquet", "parquet").read_table(path).to_pylist()
+        table = _read_parquet(path)
     else:
         text = path.read_text(encoding="utf-8-sig")
         separator = _separator(text.split("\n", 1)[0])
@@ -82,18 +88,25 @@ def rows(path):
 
 
 def write_rows(like, path, changed):
-    """Writes the rows of the table `like` with the cells that `changed(row)` gives by heading, as `rows` has them."""
+    """Writes the rows of the table `like` with the numbers that `changed(row)` gives by heading, as `rows` has them.
+
+    Decimal commas stay decimal commas.
+    """
     path, like = Path(path), Path(like)
     if like.suffix.lower() == ".parquet":
-        table = _checks.extra("pyarrow.parquet", "parquet").read_table(like)
-        _write_parquet(path, [_replaced(row, changed) for row in table.to_pylist()])
+        _write_parquet(path, [_replaced(row, changed) for row in _read_parquet(like)])
         return
     text = like.read_text(encoding="utf-8-sig")
     separator, written = _separator(text.split("\n", 1)[0]), io.StringIO()
     reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
     writer = csv.DictWriter(written, reader.fieldnames or [], delimiter=separator, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_replaced(row, changed) for row in reader)
+    has_commas = separator != "," and re.search(r"\d,\d", text) is not None
+
+    def with_commas(row):
+        return {heading: str(value).replace(".", ",") for heading, value in changed(row).items()}
+
+    writer.writerows(_replaced(row, with_commas if has_commas else changed) for row in reader)
     _files.write_text(path, written.getvalue())
 
 
@@ -119,6 +132,17 @@ def write(path, rows_of_table):
     writer.writeheader()
     writer.writerows(rows_of_table)
     _files.write_text(path, text.getvalue())
+
+
+def _read_parquet(path):
+    """The rows, once the metadata say that they are not too many."""
+    parquet = _checks.extra("pyarrow.parquet", "parquet")
+    known = parquet.read_metadata(path)
+    groups = [known.row_group(number) for number in range(known.num_row_groups)]
+    cells = sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
+    if cells > MAX_CELLS:
+        raise ValueError(f"it holds {cells} cells, more than tfalign.data.tables.MAX_CELLS={MAX_CELLS}; split it")
+    return parquet.read_table(path).to_pylist()
 
 
 def _write_parquet(path, rows_of_table):

@@ -78,6 +78,11 @@ class Feature(NamedTuple):
         """The set, the example and the feature, for messages."""
         return f"{self.split.path}[{self.number}]: {self.name}"
 
+    @property
+    def settings(self):
+        """Rank and bound."""
+        return [self.rank, self.max_pixels]
+
     def read(self, like=None):
         """The array `(*spatial, channels)`."""
         with formats.decoding(self.path):

@@ -4,6 +4,7 @@ import collections
 import itertools
 import multiprocessing
 import os
+import pickle
 import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ class Workers:
     """Calls `function(pairs, *arguments)` in worker processes, results in the order of the arguments.
 
     Args:
-        pairs: what each worker gets a copy of, once; must be picklable.
+        pairs: what each worker gets a copy of, once; must be picklable (a recipe too: no lambda).
         count: processes, of 0.7 GB each besides the files that they hold; by default one per processor, 8 at most. They
             start with the first task. 0 works in this process; a script that asks for more needs
             `if __name__ == "__main__":` around what it does.
@@ -43,6 +44,7 @@ class Workers:
         """Yields results in order; only two tasks per worker are under way, so that memory stays flat.
 
         Raises:
+            TypeError: `pairs` cannot be pickled.
             OSError: a worker ended abruptly.
         """
         arguments = iter(arguments)
@@ -51,7 +53,7 @@ class Workers:
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, context, _start, (self.pairs,))
+            self._pool = ProcessPoolExecutor(self.count, context, _start, (_pickled(self.pairs),))
         waiting: collections.deque = collections.deque()
         try:
             for argument in arguments:
@@ -72,10 +74,20 @@ class Workers:
                 future.cancel()
 
 
+def _pickled(pairs):
+    """What is sent to every worker."""
+    try:
+        return pickle.dumps(pairs)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        remedy = "Define a recipe with `def` in a module of its own, or take workers=0."
+        text = _checks.message("`pairs` must be picklable for workers.", {"error": str(error)}, remedy)
+        raise TypeError(text) from error
+
+
 def _start(pairs):
     """Prepares a worker: no accelerator, one thread."""
     global _pairs
-    _pairs = pairs
+    _pairs = pickle.loads(pairs)
     tf.config.set_visible_devices([], "GPU")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

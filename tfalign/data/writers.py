@@ -14,13 +14,14 @@ import tifffile
 from PIL import Image
 
 from tfalign import _checks
-from tfalign.data import tables
+from tfalign.data import formats, tables
 
 
 def write_like(original, path, array):
     """Writes `(*spatial, channels)` to `path`, as the file `original` was written.
 
-    A palette becomes the indices that were read; JPEG is written at quality 95, without chroma subsampling.
+    Palettes and single bits stay, and so does an alpha channel of the same size, as it was. JPEG is written at quality
+    95, without chroma subsampling.
 
     Args:
         original: a file of `tfalign.data.formats`; of another kind, or None, the array is written as .npy.
@@ -33,9 +34,8 @@ def write_like(original, path, array):
     Raises:
         ValueError: the format cannot hold the array.
     """
-    suffix = "" if original is None else Path(original).suffix.lower()
-    write = _ENCODERS.get(suffix, _npy)
-    path = Path(f"{path}{suffix if suffix in _ENCODERS else '.npy'}")
+    suffix = suffix_like(original)
+    write, path = _ENCODERS[suffix], Path(f"{path}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"part-{path.name}")
     try:
@@ -44,6 +44,12 @@ def write_like(original, path, array):
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def suffix_like(original):
+    """The suffix of what is written like a file, or None."""
+    suffix = "" if original is None else Path(original).suffix.lower()
+    return suffix if suffix in _ENCODERS else ".npy"
 
 
 def _npy(original, path, array):
@@ -63,7 +69,22 @@ def _picture(original, path, array):
         path.write_bytes(tf.io.encode_png(array).numpy())
         return
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
-    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(path, **options)
+    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    if depth == 1 and Path(original).exists():
+        with Image.open(original, formats=formats.PICTURES) as like:
+            image = _in_mode_of(like, image, array)
+    image.save(path, **options)
+
+
+def _in_mode_of(like, image, array):
+    """A picture of bytes with the palette or the alpha of another, or in single bits as that."""
+    if like.mode == "P" and image.mode == "L":
+        image.putpalette(like.getpalette())
+    elif like.mode == "1" and image.mode == "L" and array.max() <= 1:
+        image = Image.fromarray(array[..., 0] > 0)
+    elif like.mode == image.mode + "A" and like.size == image.size:
+        image.putalpha(like.getchannel("A"))
+    return image
 
 
 def _tiff(original, path, array):
