@@ -245,7 +245,8 @@ def test_state_packs_and_unpacks(rng):
 
 
 def test_modes_agree(rng, run):
-    sums = drift.batch_sums(tf.constant(rng.standard_normal((5, 2)), tf.float32), tf.ones([5]), min_confidence=0.5)
+    shifts, linear = (tf.constant(rng.standard_normal(shape), tf.float32) for shape in ((5, 2), (5, 3, 3)))
+    sums = drift.batch_sums(shifts, tf.ones([5]), min_confidence=0.5, linear=linear)
     state = drift.pack(step(drift.initial((8, 8)), rng.standard_normal((5, 2))))
     expected = drift.pack(drift.update(drift.unpack(state), sums, warmup_steps="auto", subpixel=False))
     actual = run(
