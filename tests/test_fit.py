@@ -303,7 +303,7 @@ def test_a_broken_off_fit_goes_on_with_its_state(data, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"max_rotation": 5.0}], ids=lambda one: "".join(one))
 def test_two_replicas_train_as_one_device(data, two_replicas, options):
     inputs, labels = data
-    steps = 5 if "max_rotation" in options else 20
+    steps = 3 if "max_rotation" in options else 20
 
     def fit():
         model = network()
