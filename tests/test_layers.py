@@ -27,7 +27,9 @@ def network(**options):
     """Learns one displacement for the whole picture, from zero."""
     moving, one = keras.Input((16, 16, 1)), keras.Input((1,))
     field = keras.layers.Dense(2, use_bias=False, kernel_initializer="zeros", dtype="float32")(one)
-    field = keras.layers.UpSampling2D(16, dtype="float32")(keras.layers.Reshape((1, 1, 2), dtype="float32")(field))
+    # Not UpSampling2D: its gradient has no XLA kernel in TensorFlow 2.15.
+    field = keras.layers.RepeatVector(16 * 16, dtype="float32")(field)
+    field = keras.layers.Reshape((16, 16, 2), dtype="float32")(field)
     return keras.Model([moving, one], tfalign.layers.Warp(**options)([moving, field]))
 
 
