@@ -54,7 +54,7 @@ $(VENV)/.package: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/.develop: $(VENV)/.package
-	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,bench,lint]"
 	touch $@
 
 $(ADDONS)/.develop: setup.cfg pyproject.toml
