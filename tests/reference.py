@@ -57,9 +57,9 @@ def score(fixed, moving, weights, similarity):
         return -np.sum(weights * np.abs(fixed - moving)) / channels
     if similarity == "overlap":
         return 2 * np.sum(weights * fixed * moving) / np.sum(weights * (fixed + moving))
-    if similarity == "cross_entropy":
+    if similarity in ("cross_entropy", "binary_cross_entropy"):
         p = np.clip(fixed, 1e-7, 1 - 1e-7)
-        if channels == 1:
+        if channels == 1 or similarity == "binary_cross_entropy":
             return np.sum(weights * (moving * np.log(p) + (1 - moving) * np.log(1 - p)))
         return np.sum(weights * moving * np.log(p))
     fixed, moving = fixed - np.sum(weights * fixed, axis=0), moving - np.sum(weights * moving, axis=0)
@@ -264,3 +264,58 @@ def linear_drift(batches, *, bounds, memory=0.95, first=4e-4, floor=4e-6, wander
         gain = variance / (variance + noise)
         mean, variance, previous = mean + gain * (now - mean), (1 - gain) * variance, now
     return mean, variance
+
+
+def fill_value(kept, cut_off, fill):
+    """What fills a grid, from lists of values `(pixels, channels)`: of the pixels kept, or of those cut off."""
+    if not isinstance(fill, str):
+        return np.full(kept.shape[-1], fill)
+    values = cut_off if fill.startswith("excluded") else kept
+    return {"mean": np.mean, "median": np.median, "min": np.min}[fill.removeprefix("excluded_")](values, axis=0)
+
+
+def filled_up(values, mask, sizes, value):
+    """One sample and its mask on a larger grid of the same centre; filled pixels count."""
+    larger, larger_mask = np.zeros((*sizes, values.shape[-1])) + value, np.ones(sizes)
+    for index in np.ndindex(*values.shape[:-1]):
+        at = tuple(i + n // 2 - m // 2 for i, n, m in zip(index, sizes, values.shape[:-1]))
+        larger[at], larger_mask[at] = values[index], mask[index]
+    return larger, larger_mask
+
+
+def whole_pixel_losses(labels, predictions, base, *, max_shift, similarity, weights, crop, fill, pool, groups, still):
+    """The losses `(batch,)` of labels that are moved by whole pixels, in loops over samples, groups and shifts.
+
+    Args:
+        labels, predictions: `(batch, *spatial, channels)`.
+        base: `(label, prediction, weights)`, lists of values of paired pixels -> the loss of one sample.
+        max_shift, similarity, crop (one number), fill, pool, groups: as of the loss.
+        weights: `(batch, *spatial)`, of the labels' pixels.
+        still: `(batch,)`, labels that are not moved.
+    """
+    inner = (slice(crop, -crop or None),) * (labels.ndim - 2)
+    total = np.zeros(len(labels))
+    for group in groups or [tuple(range(labels.shape[-1]))]:
+        maps = []
+        for label, whole, weight in zip(labels[..., group], predictions[..., group], weights):
+            prediction, ones = whole[inner], np.ones(whole[inner].shape[:-1])
+            if fill is not None:
+                sizes = np.maximum(prediction.shape[:-1], label.shape[:-1])
+                is_inner = np.zeros(whole.shape[:-1], bool)
+                is_inner[inner] = True
+                values = fill_value(prediction.reshape(-1, len(group)), whole[~is_inner], fill)
+                # A label of which nothing was cut off is filled by its own.
+                own = fill_value(label[weight > 0], label[weight > 0], fill)
+                prediction, ones = filled_up(prediction, ones, sizes, values)
+                label, weight = filled_up(label, weight, sizes, own)
+            maps.append(score_map(prediction, label, max_shift, similarity, ones, weight, min_overlap=0.5))
+        if pool == "batch":
+            maps = [np.mean(maps, axis=0)] * len(maps)
+        for sample, scores in enumerate(maps):
+            best = np.unravel_index(np.argmax(scores), scores.shape)
+            shift = [0 if still[sample] else i - bound for i, bound in zip(best, max_shift)]
+            prediction, label = predictions[sample][inner][..., group], labels[sample][..., group]
+            ones = np.ones(prediction.shape[:-1])
+            left, right, paired = overlap_values(prediction, label, ones, weights[sample], shift)
+            total[sample] += base(right, left, paired) * len(group) / labels.shape[-1]
+    return total

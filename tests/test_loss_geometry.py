@@ -7,8 +7,10 @@ import scipy.ndimage
 import tensorflow as tf
 
 import tfalign
+from tfalign._aligned_loss import loss_on_overlap
+from tfalign._label_parts import Parts
 from tfalign._label_search import Search
-from tfalign._pixel_loss import PixelLoss, loss_on_overlap
+from tfalign._pixel_loss import PixelLoss
 from tfalign.data import misalign
 from tfalign.ops import geometry
 
@@ -98,12 +100,13 @@ def test_the_gradient_passes_through_the_moved_prediction(rng, subpixel):
     label, prediction = turned_pair(rng, moves, size=20, margin=5)
     direction = rng.standard_normal(prediction.shape).astype(np.float32)
     bounds = {"max_shift": 4, "max_rotation": 0.0, "max_scale": 0.0, "max_shear": 0.0, "similarity": "ncc"}
-    search = Search.checked(moving="prediction", subpixel=subpixel, min_overlap=0.5, min_confidence=0.5, **bounds)
+    options = {"min_overlap": 0.5, "min_confidence": 0.5, "pool": None, "crop": 0, "fill": None}
+    search = Search.checked(moving="prediction", subpixel=subpixel, **options, **bounds)
     label = tf.constant(label)
     valid = tf.ones_like(label)
 
     def loss(p):
-        return loss_on_overlap(label, valid, p, moves, PixelLoss.resolved("mse"), search)
+        return loss_on_overlap(Parts(label, valid, None, None, p), moves, PixelLoss.resolved("mse"), search)
 
     noisy = tf.constant(prediction + 0.05 * direction[::-1, ::-1])
     with tf.GradientTape() as tape:

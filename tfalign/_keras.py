@@ -35,6 +35,11 @@ _REDUCTIONS_3 = {
 }
 
 
+# Keras 2 has no Dice.
+DICE_CLASSES = tuple(getattr(keras.losses, name) for name in ("Dice",) if hasattr(keras.losses, name))
+DICE_FUNCTIONS = tuple(getattr(keras.losses, name) for name in ("dice",) if hasattr(keras.losses, name))
+
+
 class Loss(keras.losses.Loss):
     """A Keras loss with one constructor, one `dtype` and one config in both Kerases."""
 

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfalign import _checks, drift
-from tfalign.ops import geometry, registration
+from tfalign import _checks, _filled, drift
+from tfalign.ops import geometry, registration, resample
 
 DEFAULT_MAX_SHIFT = 8
 
 
 class Search(NamedTuple):
-    """What is searched, and which side moves."""
+    """What is searched, on which part of the prediction, and which side moves."""
 
     max_shift: int | tuple[int, ...] | None
     max_rotation: float
@@ -20,15 +20,25 @@ class Search(NamedTuple):
     similarity: str
     subpixel: bool
     moving: str
+    pool: str | None
     min_overlap: float
+    crop: int | tuple[int, ...] | str
+    fill: float | str | None
     min_confidence: float
 
     @classmethod
-    def checked(cls, *, max_shift, max_rotation, max_scale, max_shear, moving, subpixel, **others):
+    def checked(cls, *, max_shift, max_rotation, max_scale, max_shear, moving, subpixel, crop, fill, **others):
         if max_shift is not None:
-            axes = len(max_shift) if isinstance(max_shift, (list, tuple)) else 1
-            checked = _checks.pixels_per_axis("max_shift", max_shift, min(max(axes, 1), drift.AXES))
-            max_shift = checked if isinstance(max_shift, (list, tuple)) else checked[0]
+            max_shift = _one_or_several("max_shift", max_shift)
+        if crop != "max_shift":
+            crop = _one_or_several("crop", crop)
+        fill = _filled.checked_fill(fill)
+        if fill in _filled.EXCLUDED and crop != "max_shift" and not any(_several(crop)):
+            raise ValueError(
+                _checks.message(
+                    "`fill` by what is cut off needs a `crop`.", {"fill": fill, "crop": crop}, 'As in crop="max_shift".'
+                )
+            )
         shares = {name: _checks.number(name, others[name], at_least=0.0, at_most=1.0) for name in _SHARES}
         return cls(
             max_shift=max_shift,
@@ -38,6 +48,9 @@ class Search(NamedTuple):
             similarity=_checks.choice("similarity", others["similarity"], (*registration.SIMILARITIES, "base")),
             subpixel=bool(subpixel),
             moving=_checks.choice("moving", moving, ("label", "prediction")),
+            pool=_checks.choice("pool", others["pool"], (None, "batch")),
+            crop=crop,
+            fill=fill,
             **shares,
         )
 
@@ -57,37 +70,71 @@ class Search(NamedTuple):
             raise ValueError(
                 _checks.message(
                     'similarity="base" needs a base whose mean over the overlap is known for every shift: mean '
-                    "absolute error, mean squared error, or a binary, categorical or sparse categorical cross-entropy "
-                    "without label smoothing.",
+                    "absolute error, mean squared error, Dice, or a binary, categorical or sparse categorical "
+                    "cross-entropy without label smoothing.",
                     {"base": base},
                     'Or name a measure, as in similarity="ncc".',
                 )
             )
         return pixel_loss
 
-    def registered(self, label, valid, prediction, base):
-        """Registers the label to the prediction, without gradient, at the default bounds clipped to the sizes."""
-        rank = prediction.shape.rank - 2
-        fixed = tf.stop_gradient(prediction if base.activation is None else base.activation(prediction))
+    def bounds(self, prediction, label):
+        """Pixels to search on each axis: the default ones are clipped to the sizes."""
+        if self.max_shift is not None:
+            return _checks.pixels_per_axis("max_shift", self.max_shift, prediction.shape.rank - 2)
+        return _default_bounds(prediction.shape[1:-1], label.shape[1:-1], self.min_overlap)
+
+    def cropped(self, prediction, label):
+        """The inner part of the prediction, as `crop` says."""
+        crop = self.bounds(prediction, label) if self.crop == "max_shift" else self.crop
+        crop = _checks.pixels_per_axis("crop", crop, prediction.shape.rank - 2)
+        if not any(crop):
+            return prediction
+        inner = []
+        for size, cut in zip(geometry.spatial_shape(prediction), crop):
+            if not tf.is_tensor(size) and 2 * cut >= size:
+                raise ValueError(
+                    _checks.message(
+                        "`crop` must leave something of the prediction.",
+                        {"crop": self.crop, "pixels": crop, "y_pred.shape": _checks.shape_of(prediction)},
+                    )
+                )
+            inner.append(tf.maximum(size - 2 * cut, 1) if tf.is_tensor(size) else size - 2 * cut)
+        return resample.crop_or_pad(prediction, inner)
+
+    def registered(self, parts, cropped, base):
+        """Registers each label to the inner part of its prediction, without gradient.
+
+        Args:
+            parts: `Parts` of the whole prediction.
+            cropped: the inner part, of `cropped`.
+            base: a `PixelLoss`.
+        """
+        label, valid, prediction = parts.label, parts.valid, parts.prediction
+        max_shift = self.bounds(cropped, label) if self.crop != "max_shift" else self.bounds(prediction, label)
+        fixed, whole = (tf.stop_gradient(_activated(side, base)) for side in (cropped, prediction))
         if base.is_sparse:
             label = tf.one_hot(tf.cast(tf.round(label[..., 0]), tf.int32), fixed.shape[-1], dtype=fixed.dtype)
+        weight = valid if parts.weight is None else parts.weight
+        fixed_mask = None
+        if self.fill is not None:
+            fixed, fixed_mask, label, weight = _filled.filled(fixed, label, weight, whole=whole, fill=self.fill)
         similarity = self.similarity
         if similarity == "base":
             similarity = base.similarity
             if base.is_binary:
                 fixed, label = (tf.concat([values, 1.0 - values], axis=-1) for values in (fixed, label))
-        max_shift = self.max_shift
-        if max_shift is None:
-            max_shift = _default_bounds(prediction.shape[1:-1], label.shape[1:-1], self.min_overlap)
         return registration.register(
             fixed,
             tf.stop_gradient(label),
-            max_shift=_checks.pixels_per_axis("max_shift", max_shift, rank),
+            max_shift=max_shift,
             max_rotation=self.max_rotation,
             max_scale=self.max_scale,
             max_shear=self.max_shear,
             similarity=similarity,
-            moving_mask=valid,
+            fixed_mask=fixed_mask,
+            moving_mask=weight,
+            pool=self.pool,
             min_overlap=self.min_overlap,
         )
 
@@ -119,6 +166,21 @@ class Search(NamedTuple):
 
 
 _SHARES = ("min_overlap", "min_confidence")
+
+
+def _several(pixels):
+    return pixels if isinstance(pixels, tuple) else (pixels,)
+
+
+def _one_or_several(name, pixels):
+    """A checked whole number of pixels, or a tuple with one per axis; how many axes there are is not known yet."""
+    axes = len(pixels) if isinstance(pixels, (list, tuple)) else 1
+    checked = _checks.pixels_per_axis(name, pixels, min(max(axes, 1), drift.AXES))
+    return checked if isinstance(pixels, (list, tuple)) else checked[0]
+
+
+def _activated(prediction, base):
+    return prediction if base.activation is None else base.activation(prediction)
 
 
 def _default_bounds(fixed_sizes, moving_sizes, min_overlap):

@@ -13,6 +13,8 @@ multiplies with what it tells, and that moves as the network does.
 * The common fraction of the shifts tells the drift's fraction. Labels that are off by whole pixels share it with the
   network, whatever their scatter: followed from batch to batch it is an odometer, which shows when the network moves by
   a pixel. How far it can be trusted is taken from consecutive batches too; labels off by fractions have none.
+* Labels that are known to lie right, anchors, tell the drift itself. Once there were any, the mean of the others tells
+  nothing more: it may be anything.
 * A correction moves the network. A slow estimate in the loop would oscillate: the network has long moved back when the
   mean says so. So the belief moves against the correction, at any of several typical rates, and the fractions tell
   which it was.
@@ -37,6 +39,8 @@ _SETTLING = 100.0  # updates that `ready` takes to rise
 _CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 14 certain batches to be ready
 _FIRST_VARIANCE = 1.0  # px^2 of the belief before the first batch
 _MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
+_ANCHOR_VARIANCE = 0.1  # px^2, of the shift of one label that is known to lie right
+_UNTOLD = 1e6  # px^2, of a mean that tells nothing
 _SCATTER_MEMORY = 0.98  # per batch, of the scatter between batches
 _COHERENCE_MEMORY = 0.9  # per batch
 _LEAST_COHERENCE = 0.35  # below it fractions tell nothing
@@ -63,6 +67,10 @@ class BatchSums(NamedTuple):
     count: tf.Tensor
     linear: tf.Tensor | None = None  # `(AXES, 3)`, rotation, scale and shear where they are searched
     linear_squared: tf.Tensor | None = None
+    anchor_weight: tf.Tensor | None = None  # of the labels that are known to lie right, where some may be
+    anchor_shift: tf.Tensor | None = None
+    anchor_linear: tf.Tensor | None = None
+    anchor_linear_squared: tf.Tensor | None = None
 
 
 class DriftState(NamedTuple):
@@ -81,6 +89,7 @@ class DriftState(NamedTuple):
     batches: tf.Tensor  # that told a shift
     confidence: tf.Tensor  # running mean, from 0
     updates: tf.Tensor  # batches seen
+    anchored: tf.Tensor  # above 0 once a label was known to lie right
     ready: tf.Tensor  # above 0 once registration is trusted, and then rises to 1
     linear: tf.Tensor  # of `tfalign.linear_drift`
 
@@ -145,6 +154,7 @@ def initial(max_shift=(), *, max_rotation=0.0, max_scale=0.0, max_shear=0.0):
         batches=zeros,
         confidence=zeros,
         updates=zeros,
+        anchored=zeros,
         ready=zeros,
         linear=linear_drift.initial(max_rotation, max_scale, max_shear),
     )
@@ -164,13 +174,14 @@ def unpack(packed):
     return DriftState._make([belief, *tf.unstack(single, num=_SINGLE, axis=1), linear])
 
 
-def batch_sums(translation, confidence, *, min_confidence, linear=None):
+def batch_sums(translation, confidence, *, min_confidence, anchored=None, linear=None):
     """Sums over one batch; a shift that is not known well does not count, others by their confidence.
 
     Args:
         translation: `(batch, d)` pixels, sub-pixel. Non-finite samples are skipped.
         confidence: `(batch,)`.
         min_confidence: below it a sample has no weight.
+        anchored: `(batch,)` booleans, labels that are known to lie right: what is registered is the network's drift.
         linear: `(batch, AXES, 3)` of `tfalign.linear_drift.parameters`, finite, where they are searched.
     """
     translation = tf.cast(tf.pad(translation, [[0, 0], [0, AXES - translation.shape[-1]]]), tf.float32)
@@ -181,9 +192,15 @@ def batch_sums(translation, confidence, *, min_confidence, linear=None):
     translation = tf.where(usable[:, tf.newaxis], translation, 0.0)
     phase = 2.0 * np.pi * translation
     ones = tf.ones([AXES])
+    found = {}
     if linear is not None:
-        weighted = weight[..., tf.newaxis] * linear
-        linear = tf.reduce_sum(weighted, axis=0), tf.reduce_sum(weighted * linear, axis=0)
+        found["linear"], found["linear_squared"] = _first_two_sums(weight, linear)
+    if anchored is not None:
+        anchors = weight * tf.cast(anchored, tf.float32)[:, tf.newaxis]
+        found["anchor_weight"] = ones * tf.reduce_sum(anchors)
+        found["anchor_shift"] = tf.reduce_sum(anchors * translation, axis=0)
+        if linear is not None:
+            found["anchor_linear"], found["anchor_linear_squared"] = _first_two_sums(anchors, linear)
     return BatchSums(
         weight=ones * tf.reduce_sum(weight),
         shift=tf.reduce_sum(weight * translation, axis=0),
@@ -192,9 +209,13 @@ def batch_sums(translation, confidence, *, min_confidence, linear=None):
         sine=tf.reduce_sum(weight * tf.sin(phase), axis=0),
         confidence=ones * tf.reduce_sum(confidence),
         count=ones * tf.reduce_sum(tf.cast(usable, tf.float32)),
-        linear=None if linear is None else linear[0],
-        linear_squared=None if linear is None else linear[1],
+        **found,
     )
+
+
+def _first_two_sums(weight, linear):
+    weighted = weight[..., tf.newaxis] * linear
+    return tf.reduce_sum(weighted, axis=0), tf.reduce_sum(weighted * linear, axis=0)
 
 
 def update(state, sums, *, warmup_steps, subpixel):
@@ -218,7 +239,15 @@ def update(state, sums, *, warmup_steps, subpixel):
     variance = tf.maximum(within, scatter / scatter_weight) + _MEASUREMENT_FLOOR
     agreement = cosine * state.previous_cosine + sine * state.previous_sine
     coherence = _COHERENCE_MEMORY * state.coherence + (1.0 - _COHERENCE_MEMORY) * agreement
-    belief = state.belief * _likelihood(batch_mean - state.origin, variance, cosine, sine, coherence)[:, tf.newaxis]
+    told, anchored, is_told = batch_mean, state.anchored, None
+    if sums.anchor_weight is not None:
+        is_told = sums.anchor_weight > 0.0
+        anchored = tf.maximum(anchored, tf.cast(is_told, tf.float32))
+        anchors = tf.where(is_told, sums.anchor_weight, 1.0)
+        told = tf.where(is_told, sums.anchor_shift / anchors, told)
+        variance = tf.where(anchored > 0.0, _UNTOLD, variance)
+        variance = tf.where(is_told, _ANCHOR_VARIANCE / anchors + _MEASUREMENT_FLOOR, variance)
+    belief = state.belief * _likelihood(told - state.origin, variance, cosine, sine, coherence)[:, tf.newaxis]
 
     # The step that follows this batch moves the network.
     is_ready = state.ready > 0.0
@@ -251,12 +280,18 @@ def update(state, sums, *, warmup_steps, subpixel):
         batches=state.batches + tf.cast(known, tf.float32),
         confidence=confidence,
         updates=updates,
+        anchored=anchored,
         ready=tf.where(is_ready | now_ready, tf.minimum(state.ready + 1.0 / _SETTLING, 1.0), 0.0),
         linear=state.linear,
     )
     if sums.linear is not None:
         linear = linear_drift.update(state.linear, weight[0], sums.linear, sums.linear_squared)
-        after = after._replace(linear=tf.where(_cellwise(known), linear, state.linear))
+        linear = tf.where(_cellwise(known), linear, state.linear)
+        if is_told is not None:
+            by_anchors = linear_drift.update(state.linear, anchors[0], sums.anchor_linear, sums.anchor_linear_squared)
+            linear = tf.where(_cellwise(anchored > 0.0), state.linear, linear)
+            linear = tf.where(_cellwise(is_told), by_anchors, linear)
+        after = after._replace(linear=linear)
     return DriftState(
         *(tf.where(_cellwise(seen) if new.shape.rank > 1 else seen, new, old) for new, old in zip(after, state))
     )

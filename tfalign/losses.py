@@ -1,15 +1,15 @@
 """The loss that aligns each label to the network's own prediction first, then compares them."""
 
-import threading
-import weakref
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks, _keras, drift, linear_drift
+from tfalign._aligned_loss import joined, loss_on_overlap
+from tfalign._label_parts import checked_extras, checked_groups, group_of_channels, parted, parts
 from tfalign._label_search import Search
-from tfalign._pixel_loss import PixelLoss, loss_on_overlap, paired
+from tfalign._one_output import OneOutput, checked_weight
+from tfalign._pixel_loss import PixelLoss
 from tfalign.ops import geometry
 
 _WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned; it then rises to 1
@@ -27,7 +27,12 @@ def shift_invariant_loss(
     similarity="ncc",
     subpixel=False,
     moving="label",
+    groups=None,
+    pool=None,
     min_overlap=0.5,
+    crop=0,
+    fill=None,
+    label_extras=(),
     ignore_class=None,
     min_confidence=0.5,
     drift=None,
@@ -46,6 +51,7 @@ def shift_invariant_loss(
         similarity: any of `tfalign.register`, or "base".
         subpixel: move labels by fractions of a pixel too.
         moving: "label", or "prediction".
+        groups, pool, crop, fill, label_extras: see `ShiftInvariantLoss`.
         min_overlap: see `tfalign.register`.
         ignore_class: label pixels of this value do not count.
         min_confidence: a label known less well than this stays where it is.
@@ -65,19 +71,27 @@ def shift_invariant_loss(
         similarity=similarity,
         subpixel=subpixel,
         moving=moving,
+        pool=pool,
         min_overlap=min_overlap,
+        crop=crop,
+        fill=fill,
         min_confidence=min_confidence,
     )
     pixel_loss = search.comparable(PixelLoss.resolved(base, ignore_class), base)
-    label, valid, prediction = paired(y_true, y_pred, pixel_loss)
-    found = search.registered(label, valid, prediction, pixel_loss)
+    groups = checked_groups(groups, pixel_loss)
+    whole = parts(y_true, y_pred, pixel_loss, checked_extras(label_extras))
     network = None
     if drift is not None:
-        network = tf.cast(drift, prediction.dtype)[tf.newaxis]
+        network = tf.cast(drift, whole.prediction.dtype)[tf.newaxis]
         if network.shape.rank == 2:
             network = geometry.from_translation(network if search.interpolates else tf.round(network))
-    moves = search.moves(found, network, found.confidence >= min_confidence)
-    return loss_on_overlap(label, valid, prediction, moves, pixel_loss, search)
+    losses = []
+    for part in parted(whole, groups):
+        inner = search.cropped(part.prediction, part.label)
+        found = search.registered(part, inner, pixel_loss)
+        moves = search.moves(found, network, _trusted(found, part, min_confidence))
+        losses.append(loss_on_overlap(part._replace(prediction=inner), moves, pixel_loss, search))
+    return joined(losses, groups, whole.prediction)
 
 
 @keras.saving.register_keras_serializable(package="tfalign")
@@ -102,21 +116,35 @@ class ShiftInvariantLoss(_keras.Loss):
     model: make an instance for each; `reset_state` makes it new.
 
     Args:
-        base: a Keras loss, by name or instance, or a callable of `(y_true, y_pred)`, that gives one value per pixel.
-            A callable must be registered with Keras to be saved.
+        base: a Keras loss, by name or instance, or a callable of `(y_true, y_pred)`, that gives one value per pixel
+            (averaged over the overlap), per sample or per batch (Dice, Tversky: called for one sample after the other
+            on values multiplied by the overlap's mask). A callable must be registered with Keras to be saved.
         max_shift: int >= 0, or one per spatial axis, pixels. By default 8, or less on an axis that would leave less
             overlap.
         max_rotation: degrees, at most 180; of the picture, or about each axis of a volume.
         max_scale: f, of factors `1 / (1 + f) .. 1 + f` for each axis.
         max_shear: degrees, at most 45. Signals have no rotation and no shear. Each costs time: see the README.
         similarity: how prediction and label are compared, any of `tfalign.register`; "base" is the loss itself, for
-            mean absolute or squared error and cross-entropies.
+            mean absolute or squared error, Dice and cross-entropies.
         subpixel: move labels by fractions of a pixel too; interpolation blurs a label a little. Where more than shifts
             is searched they always are.
         center: take the drift out. Without it the network may settle beside its input.
         moving: "label", or "prediction": then the label stays as it is, the prediction is moved by the inverse, and the
             gradient passes through the move. The transforms found and reported are the same.
+        groups: lists of channels, as in `[(0,), (1, 2)]`, for labels whose channels do not lie on one another: each is
+            aligned by itself, has a drift of its own (`drift` is then `(groups, 3)`), and its base loss counts by its
+            number of channels. Not for categorical losses, where channels mean nothing one by one.
+        pool: "batch" moves all labels of a batch (of one replica) alike: for batches of one slide or one recording.
         min_overlap: a shift counts when its overlap is at least this share of the largest.
+        crop: pixels to cut off from each side of the prediction, one number or one per axis, or "max_shift": what is
+            left never leaves a label of the prediction's size. What is cut off gets no gradient.
+        fill: what fills the smaller of prediction and label up to the size of the other while they are registered: a
+            number, or of each sample and channel the "mean", "median" or "min" of its pixels, or the "excluded_mean"
+            or "excluded_median" of those that `crop` cut off. By default nothing: pixels without a counterpart do not
+            count. Never part of the loss.
+        label_extras: names, in order, of channels that are appended to the label: "mask", a weight in [0, 1] that moves
+            with the label; "anchor", 1 where the label is known to lie right (over half of its pixels): it is not
+            moved, and once there are anchors they alone tell the drift, whatever the mean of the other shifts.
         ignore_class: label pixels of this value do not count, as in maps of class ids or binary masks with 255 for
             unknown. By default that of the base, if it has one.
         min_confidence: a label whose shift is known with a lower probability stays in place.
@@ -144,7 +172,12 @@ class ShiftInvariantLoss(_keras.Loss):
         subpixel=False,
         center=True,
         moving="label",
+        groups=None,
+        pool=None,
         min_overlap=0.5,
+        crop=0,
+        fill=None,
+        label_extras=(),
         ignore_class=None,
         min_confidence=0.5,
         warmup_steps="auto",
@@ -160,7 +193,10 @@ class ShiftInvariantLoss(_keras.Loss):
             similarity=similarity,
             subpixel=subpixel,
             moving=moving,
+            pool=pool,
             min_overlap=min_overlap,
+            crop=crop,
+            fill=fill,
             min_confidence=min_confidence,
         )
         if warmup_steps != "auto":
@@ -171,9 +207,11 @@ class ShiftInvariantLoss(_keras.Loss):
         self.warmup_steps = warmup_steps
         self._search = search
         self._base = search.comparable(PixelLoss.resolved(base, ignore_class), base)
+        self.groups = checked_groups(groups, self._base)
+        self.label_extras = checked_extras(label_extras)
         self.ignore_class = ignore_class
         self._state = None
-        self._outputs = _OneOutput()
+        self._outputs = OneOutput()
 
     @property
     def state(self):
@@ -185,13 +223,27 @@ class ShiftInvariantLoss(_keras.Loss):
         if self._state is None:
             # Lifted out of any traced function; a strategy mirrors it, and each replica then assigns the same value.
             with tf.init_scope():
-                self._state = tf.Variable(drift.pack(self._search.initial_drift()), trainable=False, name="drift")
+                self._state = tf.Variable(self._initial_state(), trainable=False, name="drift")
         return self._state
+
+    def _initial_state(self):
+        state = drift.pack(self._search.initial_drift())
+        return state if self.groups is None else tf.stack([state] * len(self.groups))
+
+    def _read(self):
+        """A `DriftState` for each group of channels."""
+        state = tf.convert_to_tensor(self.state)
+        return [drift.unpack(one) for one in ([state] if self.groups is None else tf.unstack(state))]
+
+    def _of_each_group(self, read):
+        """What `read` makes of a state as a NumPy array, with a first axis of groups where there are groups."""
+        values = [np.asarray(read(state)) for state in self._read()]
+        return values[0] if self.groups is None else np.stack(values)
 
     @property
     def drift(self):
         """The estimated offset of the network from its input, pixels, one per axis: a NumPy array of 3."""
-        return drift.unpack(tf.convert_to_tensor(self.state)).mean.numpy()
+        return self._of_each_group(lambda state: state.mean)
 
     @property
     def drift_geometry(self):
@@ -199,23 +251,24 @@ class ShiftInvariantLoss(_keras.Loss):
 
         Translation in pixels per axis, rotation and shear in degrees, scale as factors; see `tfalign.ops.geometry`.
         """
-        state = drift.unpack(tf.convert_to_tensor(self.state))
-        rotation, scale, shear = state.linear.numpy()[:, 0].T
-        return geometry.Parameters(state.mean.numpy(), np.degrees(rotation), np.degrees(shear), np.exp(scale))
+        rotation, scale, shear = (
+            self._of_each_group(lambda state, kind=kind: state.linear[:, 0, kind]) for kind in range(3)
+        )
+        return geometry.Parameters(self.drift, np.degrees(rotation), np.degrees(shear), np.exp(scale))
 
     @property
     def confidence(self):
-        """The running mean confidence of the registered labels, in [0, 1]; it starts from 0."""
-        return float(drift.unpack(tf.convert_to_tensor(self.state)).confidence[0])
+        """The running mean confidence of the registered labels, in [0, 1]; it starts from 0. Of groups the least."""
+        return float(np.min(self._of_each_group(lambda state: state.confidence[0])))
 
     @property
     def is_ready(self):
         """Whether labels are aligned by now: the warm-up is over."""
-        return bool(drift.unpack(tf.convert_to_tensor(self.state)).ready[0] > 0.0)
+        return bool(np.all(self._of_each_group(lambda state: state.ready[0]) > 0.0))
 
     def reset_state(self):
         """Forgets what was learned about drift and confidence: for a new network."""
-        self.state.assign(drift.pack(self._search.initial_drift()))
+        self.state.assign(self._initial_state())
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced loss; `sample_weight` is `(batch,)` or a scalar."""
@@ -229,29 +282,37 @@ class ShiftInvariantLoss(_keras.Loss):
             )
         self._outputs.check(y_pred)
         if sample_weight is not None:
-            sample_weight = _checked_weight(sample_weight)
+            sample_weight = checked_weight(sample_weight)
         return super().__call__(y_true, y_pred, sample_weight)
 
     @_keras.without_autograph
     def call(self, y_true, y_pred):
         """One loss per sample, `(batch,)`."""
-        label, valid, prediction = paired(y_true, y_pred, self._base)
-        found = self._search.registered(label, valid, prediction, self._base)
-        state = drift.unpack(tf.convert_to_tensor(self.state))
-        trusted = found.confidence >= self._search.min_confidence
-        gradient_share = 1.0
-        if self.warmup_steps != 0:
-            trusted &= state.ready[0] > 0.0
-            gradient_share = _WARMUP_GRADIENT + (1.0 - _WARMUP_GRADIENT) * state.ready[0]
-        moves = self._search.moves(found, self._network(state, found.translation) if self.center else None, trusted)
-        sums = drift.batch_sums(
-            found.translation,
-            found.confidence,
-            min_confidence=self._search.min_confidence,
-            linear=linear_drift.parameters(found.transform) if self._search.turns else None,
-        )
-        prediction = self._updating_on_backward(prediction, sums, gradient_share)
-        return loss_on_overlap(label, valid, prediction, moves, self._base, self._search)
+        whole = parts(y_true, y_pred, self._base, self.label_extras)
+        told, moves, gradient_shares = [], [], []
+        for part, state in zip(parted(whole, self.groups), self._read()):
+            inner = self._search.cropped(part.prediction, part.label)
+            found = self._search.registered(part, inner, self._base)
+            trusted = _trusted(found, part, self._search.min_confidence)
+            if self.warmup_steps != 0:
+                trusted &= state.ready[0] > 0.0
+                gradient_shares.append(_WARMUP_GRADIENT + (1.0 - _WARMUP_GRADIENT) * state.ready[0])
+            network = self._network(state, found.translation) if self.center else None
+            moves.append(self._search.moves(found, network, trusted))
+            sums = drift.batch_sums(
+                found.translation,
+                found.confidence,
+                min_confidence=self._search.min_confidence,
+                anchored=part.anchored,
+                linear=linear_drift.parameters(found.transform) if self._search.turns else None,
+            )
+            told.append(sums)
+        prediction = self._updating_on_backward(whole.prediction, told, gradient_shares)
+        losses = []
+        for part, move in zip(parted(whole._replace(prediction=prediction), self.groups), moves):
+            part = part._replace(prediction=self._search.cropped(part.prediction, part.label))
+            losses.append(loss_on_overlap(part, move, self._base, self._search))
+        return joined(losses, self.groups, prediction)
 
     def _network(self, state, like):
         """What the network does to its input, and is taken out of each label's transform: `(1, d+1, d+1)`."""
@@ -259,32 +320,37 @@ class ShiftInvariantLoss(_keras.Loss):
         offset = tf.cast(offset, like.dtype)[tf.newaxis]
         return linear_drift.transform(state.linear, offset) if self._search.turns else geometry.from_translation(offset)
 
-    def _updating_on_backward(self, prediction, sums, gradient_share):
+    def _updating_on_backward(self, prediction, told, gradient_shares):
         """The identity; its gradient updates the state, so that training does and evaluation does not.
 
         At first the gradient is scaled down: labels that do not lie on their inputs give large ones, which optimizers
         with a memory of squares would otherwise hold against the small ones of aligned labels for long.
         """
+        share = tf.ones([])
+        if gradient_shares:
+            share = gradient_shares[0]
+            if self.groups is not None:
+                share = tf.gather(tf.stack(gradient_shares), group_of_channels(self.groups))
 
         @tf.custom_gradient
         def identity(values):
             def gradient(upstream):
-                with tf.control_dependencies([self._update(sums)]):
-                    return upstream * tf.cast(gradient_share, upstream.dtype)
+                with tf.control_dependencies([self._update(told)]):
+                    return upstream * tf.cast(share, upstream.dtype)
 
             return tf.identity(values), gradient
 
         return identity(prediction)
 
-    def _update(self, sums):
+    def _update(self, told):
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            told = {name: one for name, one in sums._asdict().items() if one is not None}
-            added = replica.all_reduce(tf.distribute.ReduceOp.SUM, list(told.values()))
-            sums = sums._replace(**dict(zip(told, added)))
-        before = drift.unpack(tf.convert_to_tensor(self.state))
-        after = drift.update(before, sums, warmup_steps=self.warmup_steps, subpixel=self._search.interpolates)
-        return self.state.assign(drift.pack(after), read_value=False)
+            flat = tf.nest.flatten(told)
+            added = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, [one for one in flat if one is not None]))
+            told = tf.nest.pack_sequence_as(told, [None if one is None else next(added) for one in flat])
+        options = {"warmup_steps": self.warmup_steps, "subpixel": self._search.interpolates}
+        after = [drift.pack(drift.update(state, sums, **options)) for state, sums in zip(self._read(), told)]
+        return self.state.assign(after[0] if self.groups is None else tf.stack(after), read_value=False)
 
     def save_own_variables(self, store):
         """Puts the drift filter into a Keras file."""
@@ -302,6 +368,8 @@ class ShiftInvariantLoss(_keras.Loss):
             "base": self.base if isinstance(self.base, str) else keras.saving.serialize_keras_object(self.base),
             **self._search._asdict(),
             "center": self.center,
+            "groups": self.groups,
+            "label_extras": self.label_extras,
             "ignore_class": self.ignore_class,
             "warmup_steps": self.warmup_steps,
         }
@@ -315,49 +383,7 @@ class ShiftInvariantLoss(_keras.Loss):
         return cls(**config)
 
 
-class _OneOutput:
-    """Raises when one loss serves several outputs: predictions that were all there before the first was compared.
-
-    Predictions made one after the other, as in gradient accumulation, may share a loss. Looks at traced graphs; Keras 3
-    traces the losses once even when it runs eagerly.
-    """
-
-    def __init__(self):
-        self._first: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-    def __deepcopy__(self, memo):
-        return _OneOutput()
-
-    def check(self, prediction):
-        graph = getattr(prediction, "graph", None)
-        if graph is None:
-            return
-        operations = graph.get_operations()
-        # Replicas are traced by one thread each, into the same graph.
-        name, count = self._first.setdefault(graph, {}).setdefault(
-            threading.get_ident(), (prediction.name, len(operations))
-        )
-        if prediction.name != name and prediction.op in operations[:count]:
-            raise ValueError(
-                _checks.message(
-                    "A `ShiftInvariantLoss` must serve one output: its drift belongs to that output.",
-                    {"y_pred": [name, prediction.name]},
-                    "Give each output its own instance: loss=[ShiftInvariantLoss(), ShiftInvariantLoss()].",
-                )
-            )
-
-
-def _checked_weight(sample_weight):
-    """The weights as a tensor, which must be one per sample."""
-    sample_weight = tf.convert_to_tensor(sample_weight)
-    rank = sample_weight.shape.rank
-    if rank is not None and (rank > 2 or (rank == 2 and sample_weight.shape[-1] != 1)):
-        raise ValueError(
-            _checks.message(
-                "`sample_weight` must have the shape (batch,): one weight per sample.",
-                {"sample_weight.shape": tuple(sample_weight.shape)},
-                "A weight per pixel belongs to the label and must move with it: set pixels that do not count to "
-                'NaN in the label (graded weights, `label_extras=("mask",)`, are planned).',
-            )
-        )
-    return sample_weight
+def _trusted(found, part, min_confidence):
+    """Which labels are moved, `(batch,)`: those that are known well enough, and not known to lie right."""
+    trusted = found.confidence >= min_confidence
+    return trusted if part.anchored is None else trusted & ~part.anchored

@@ -109,7 +109,7 @@ def register(
     }
     if groups is None:
         return _registered(fixed, moving, fixed_mask, moving_mask, **options)
-    found, lists = [], _checked_groups(groups, fixed.shape[-1])
+    found, lists = [], checked_groups(groups, fixed.shape[-1])
     for group in lists:
         left, right = (tf.gather(side, group, axis=-1) for side in (fixed, moving))
         found.append(_registered(left, right, fixed_mask, moving_mask, **options))
@@ -194,7 +194,7 @@ def _registered(fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, s
     return Registration(*fields)._replace(fixed_shape=shift.fixed_shape)
 
 
-def _checked_groups(groups, channels):
+def checked_groups(groups, channels):
     """`groups` as lists of channels, each channel in one."""
     lists = [np.ravel(group).tolist() for group in groups] if isinstance(groups, (list, tuple, np.ndarray)) else []
     named = [channel for group in lists for channel in group]
