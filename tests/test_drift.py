@@ -55,16 +55,23 @@ class _Fading:
         self.weights = self.weights + self.velocity
 
 
-def simulate(network, draw, *, batch, steps, seed=0, subpixel=False, pin=True, noise=0.05):
-    """Trains a simulated network: its offset from its input after every step, and the filter's estimate of it."""
+def simulate(network, draw, *, batch, steps, seed=0, subpixel=False, pin=True, noise=0.05, anchors=None):
+    """Trains a simulated network: its offset from its input after every step, and the filter's estimate of it.
+
+    With `anchors`, their share, some labels lie right and are known to.
+    """
     rng = np.random.default_rng(seed)
     state, corrected, offsets, estimates = drift.initial((8, 8)), np.zeros(2), [], []
     update = tf.function(lambda state, sums: drift.update(state, sums, warmup_steps=0, subpixel=subpixel))
     for _ in range(steps):
         true, before = draw(batch), network.offset
+        is_anchor = rng.random((batch, 1)) < (anchors or 0.0)
+        true = np.where(is_anchor, 0.0, true)
         seen = true - before + noise * rng.standard_normal((batch, 2))
-        network.step(true - ((seen if subpixel else np.round(seen)) - corrected))
-        sums = drift.batch_sums(tf.constant(seen, tf.float32), tf.ones([batch]), min_confidence=0.5)
+        moved = (seen if subpixel else np.round(seen)) - corrected
+        network.step(true - np.where(is_anchor, 0.0, moved))
+        told = {} if anchors is None else {"anchored": tf.constant(is_anchor[:, 0])}
+        sums = drift.batch_sums(tf.constant(seen, tf.float32), tf.ones([batch]), min_confidence=0.5, **told)
         state = update(state, sums)
         corrected = drift.correction(state, rank=2, subpixel=subpixel).numpy() if pin else corrected
         offsets.append(before)
@@ -98,6 +105,41 @@ NETWORKS = [
 def test_aligned_labels_correct_at_once(kind, follow, momentum):
     offsets, _ = simulate(kind(2, follow, momentum), lambda n: np.zeros((n, 2)), batch=16, steps=250)
     assert np.max(np.abs(offsets[-50:])) < 0.1
+
+
+@pytest.mark.parametrize("subpixel", [False, True])
+@pytest.mark.parametrize(("kind", "follow", "momentum"), NETWORKS)
+def test_anchors_hold_the_network_whatever_the_mean_of_the_others(rng, kind, follow, momentum, subpixel):
+    aligned_by_mean = labels_of(rng)
+    biased = lambda n: aligned_by_mean(n) + 3.0  # noqa: E731
+    options = {"batch": 16, "steps": 600, "subpixel": subpixel}
+    offsets, estimates = simulate(kind(1, follow, momentum), biased, anchors=0.02, **options)
+    assert np.max(np.abs(np.mean(offsets[-100:], axis=0))) < 0.15
+    assert np.max(np.abs(estimates[-100:])) < 0.6
+    without, _ = simulate(kind(1, follow, momentum), biased, **options)
+    assert np.min(np.abs(without[-1])) > 2.0
+
+
+def test_anchors_tell_the_common_turn(rng):
+    """The others are turned by 3 degrees in common, the network by 1; a batch without anchors tells nothing more."""
+    turned, own = np.zeros((8, 3, 3), np.float32), np.radians(1.0)
+    turned[:, 0, 0] = own + np.radians(3.0)
+    turned[0, 0, 0] = own
+    anchored = tf.constant([True] + [False] * 7)
+
+    def after(state, known):
+        sums = drift.batch_sums(
+            tf.zeros([8, 2]), tf.ones([8]), min_confidence=0.5, anchored=known, linear=tf.constant(turned)
+        )
+        return drift.update(state, sums, warmup_steps=0, subpixel=True)
+
+    state = drift.initial((8, 8), max_rotation=7.0)
+    for _ in range(60):
+        state = after(state, anchored)
+    told = state.linear
+    # What it follows itself makes a common turn look a fifth too small.
+    np.testing.assert_allclose(told[0, 0, 0], own, rtol=0.3)
+    np.testing.assert_array_equal(after(state, anchored & False).linear, told)
 
 
 @pytest.mark.parametrize("batch", [16, 4])
@@ -214,7 +256,7 @@ def test_unknown_and_non_finite_shifts_do_not_count():
     for bad in (np.nan, np.inf):
         mixed = drift.batch_sums(tf.constant([[bad, 0.0], [1.0, 2.0]]), tf.ones([2]), min_confidence=0.5)
         good = drift.batch_sums(tf.constant([[1.0, 2.0]]), tf.ones([1]), min_confidence=0.5)
-        for one, other in zip(mixed, good):
+        for one, other in zip(tf.nest.flatten(mixed), tf.nest.flatten(good)):
             np.testing.assert_array_equal(one, other)
         unchanged = drift.update(
             state,
@@ -231,7 +273,8 @@ def test_sums_of_replicas_add_up(rng):
 
     def sums(cut):
         told = (tf.constant(one[cut]) for one in (shifts, confidence))
-        return drift.batch_sums(*told, min_confidence=0.5, linear=tf.constant(linear[cut]))
+        known = tf.constant([True, False, False, True, False, True][cut], tf.bool)
+        return drift.batch_sums(*told, min_confidence=0.5, anchored=known, linear=tf.constant(linear[cut]))
 
     whole = sums(slice(None))
     parts = [sums(cut) for cut in (slice(0, 1), slice(1, 6), slice(6, 6))]
@@ -246,7 +289,8 @@ def test_state_packs_and_unpacks(rng):
 
 def test_modes_agree(rng, run):
     shifts, linear = (tf.constant(rng.standard_normal(shape), tf.float32) for shape in ((5, 2), (5, 3, 3)))
-    sums = drift.batch_sums(shifts, tf.ones([5]), min_confidence=0.5, linear=linear)
+    anchored = tf.constant([False, True, False, False, False])
+    sums = drift.batch_sums(shifts, tf.ones([5]), min_confidence=0.5, anchored=anchored, linear=linear)
     state = drift.pack(step(drift.initial((8, 8)), rng.standard_normal((5, 2))))
     expected = drift.pack(drift.update(drift.unpack(state), sums, warmup_steps="auto", subpixel=False))
     actual = run(
