@@ -141,7 +141,7 @@ class ShiftInvariantLoss(_keras.Loss):
         fill: what fills the smaller of prediction and label up to the size of the other while they are registered: a
             number, or of each sample and channel the "mean", "median" or "min" of its pixels, or the "excluded_mean"
             or "excluded_median" of those that `crop` cut off. By default nothing: pixels without a counterpart do not
-            count. Never part of the loss.
+            count, which is more exact. Never part of the loss.
         label_extras: names, in order, of channels that are appended to the label: "mask", a weight in [0, 1] that moves
             with the label; "anchor", 1 where the label is known to lie right (over half of its pixels): it is not
             moved, and once there are anchors they alone tell the drift, whatever the mean of the other shifts.
