@@ -9,6 +9,7 @@ from tfalign import _checks
 from tfalign.ops import registration
 
 EXTRAS = ("mask", "anchor")
+_LARGEST = 1e15  # of a label's values: what is larger marks a hole, and its square would overflow
 
 
 class Parts(NamedTuple):
@@ -74,6 +75,7 @@ def parts(y_true, y_pred, base, label_extras=()):
     if label_extras:
         label = label[..., : -len(label_extras)]
     counts = None if base.ignore_class is None else tf.not_equal(label, float(base.ignore_class))
+    label = tf.where(tf.abs(label) <= _LARGEST, label, np.nan)
     label, valid = registration.valid_pixels(label, counts, "y_true")
     weight = anchored = None
     if "mask" in extras:

@@ -111,9 +111,9 @@ class ShiftInvariantLoss(_keras.Loss):
     inside its own range of values (class numbers: the nearest), or the prediction through the inverse.
 
     Label and prediction may differ in size; they share one centre. A label with a margin of `max_shift` on every side
-    loses no overlap. Non-finite label values are left out; constant labels are compared in place; a label with no
-    finite value costs 0. A non-finite prediction gives a non-finite loss. The state belongs to one output of one
-    model: make an instance for each; `reset_state` makes it new.
+    loses no overlap. Label values that are not finite or beyond 1e15 are left out; constant labels are compared in
+    place; a label with no value costs 0. A non-finite prediction gives a non-finite loss. The state belongs to one
+    output of one model: make an instance for each; `reset_state` makes it new.
 
     Args:
         base: a Keras loss, by name or instance, or a callable of `(y_true, y_pred)`, that gives one value per pixel

@@ -397,4 +397,6 @@ def _solved(normal, right):
     identity = tf.eye(normal.shape[-1], dtype=normal.dtype)
     scaled = tf.where(usable[:, tf.newaxis, tf.newaxis], scaled + _DAMPING * identity, identity)
     wanted = tf.where(usable[:, tf.newaxis], wanted, 0.0)
-    return units * tf.linalg.cholesky_solve(tf.linalg.cholesky(scaled), wanted[..., tf.newaxis])[..., 0]
+    step = units * tf.linalg.cholesky_solve(tf.linalg.cholesky(scaled), wanted[..., tf.newaxis])[..., 0]
+    # Units of tiny or huge values may overflow.
+    return tf.where(tf.reduce_all(tf.math.is_finite(step), axis=1, keepdims=True), step, 0.0)
