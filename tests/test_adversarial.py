@@ -99,16 +99,29 @@ def test_every_measure(measure, mode):
     check(*generated(300), mode=mode, similarity=measure, max_shift=MARGIN)
 
 
+@pytest.mark.parametrize("base", ["mse", "mae"])
+def test_the_soft_choice(base):
+    labels, predictions = generated(300)
+    # Squares of huge predictions overflow, as those of Keras's own loss do.
+    predictions = np.clip(predictions, -1e9, 1e9)
+    check(np.clip(labels, -1e9, 1e9), predictions, mode="eager", base=base, max_shift=MARGIN, assignment="soft")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("measure", MEASURES)
-def test_every_measure_on_ten_thousand(measure, mode, dtype):
+def test_every_measure_on_ten_thousand(measure, mode, assignment, dtype):
+    options = {"similarity": measure, "max_shift": MARGIN, "assignment": assignment, "dtype": dtype}
     for seed in range(5):
-        check(*generated(2000, seed=seed), mode=mode, similarity=measure, max_shift=MARGIN, dtype=dtype)
+        check(*generated(2000, seed=seed), mode=mode, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"subpixel": True}, {"moving": "prediction"}, {"max_rotation": 5.0}])
+OPTIONS = [{}, {"subpixel": True}, {"moving": "prediction"}, {"max_rotation": 5.0}, {"assignment": "soft"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_patches_of_a_few_pixels(size, options):
     check(*generated(60, size=size), mode="eager", max_shift=1, **options)

@@ -321,7 +321,7 @@ OPTIONS = {
     "max_rotation": 4.0,
     "max_scale": 0.1,
     "max_shear": 2.0,
-    "moving": "prediction",
+    "assignment": "soft",
     "similarity": "mse",
     "subpixel": True,
     "center": False,

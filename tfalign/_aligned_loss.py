@@ -19,9 +19,8 @@ def loss_on_overlap(parts, moves, base, search):
     """
     label, valid, prediction = parts.label, parts.valid, parts.prediction
     if search.moving == "label":
-        shape = geometry.spatial_shape(prediction)
-        aligned, inside = _aligned_label(label, valid, moves, shape, base, search)
-        compared, weight = prediction, _weight(inside, parts.weight, moves, shape, search)
+        aligned, weight = laid_label(parts, moves, geometry.spatial_shape(prediction), base, search)
+        compared = prediction
     else:
         everywhere, shape = tf.ones_like(prediction[..., :1]), geometry.spatial_shape(label)
         lay = _laid if search.interpolates else _shifted
@@ -29,6 +28,19 @@ def loss_on_overlap(parts, moves, base, search):
         inside *= valid
         aligned, weight = label, _weight(inside, parts.weight, None, shape, search)
     return _pixel_loss.per_sample(aligned, compared, weight[..., 0], base)
+
+
+def laid_label(parts, moves, shape, base, search):
+    """The label and the weight of its pixels, laid on a grid of sizes `shape`."""
+    label, valid = parts.label, parts.valid
+    if not search.interpolates:
+        aligned, inside = _shifted(label, valid, moves, shape)
+    elif base.is_sparse:
+        aligned, inside = _laid_nearest(label, valid, moves, shape)
+    else:
+        aligned, inside = _laid(label, valid, moves, shape)
+        aligned = inside_range(aligned, label, valid)
+    return aligned, _weight(inside, parts.weight, moves, shape, search)
 
 
 def joined(losses, groups, prediction):
@@ -52,16 +64,6 @@ def _weight(inside, graded, moves, shape, search):
     return tf.where(counts, graded, 0.0)
 
 
-def _aligned_label(label, valid, moves, shape, base, search):
-    """The label and the weight of its pixels on the prediction's grid."""
-    if not search.interpolates:
-        return _shifted(label, valid, moves, shape)
-    if base.is_sparse:
-        return _laid_nearest(label, valid, moves, shape)
-    aligned, inside = _laid(label, valid, moves, shape)
-    return _inside_range(aligned, label, valid), inside
-
-
 def _shifted(values, mask, moves, shape):
     """Values and weights read through moves by whole pixels, on a grid of sizes `shape`."""
     both = tf.concat([values, mask], axis=-1)
@@ -81,8 +83,8 @@ def _laid_nearest(values, mask, moves, shape):
     return moved[..., :-1], moved[..., -1:] * inside[..., tf.newaxis]
 
 
-def _inside_range(aligned, label, valid):
-    """Splines overshoot at edges: values back inside the range of each label."""
+def inside_range(aligned, label, valid):
+    """Splines overshoot at edges, and Fourier transforms round: values back inside the range of each label."""
     axes = list(range(1, label.shape.rank - 1))
     known = valid > 0.0
     highest = tf.reduce_max(tf.where(known, label, label.dtype.min), axis=axes, keepdims=True)

@@ -19,6 +19,7 @@ class Search(NamedTuple):
     max_shear: float
     similarity: str
     subpixel: bool
+    assignment: str
     moving: str
     pool: str | None
     min_overlap: float
@@ -39,6 +40,15 @@ class Search(NamedTuple):
                     "`fill` by what is cut off needs a `crop`.", {"fill": fill, "crop": crop}, 'As in crop="max_shift".'
                 )
             )
+        assignment = _checks.choice("assignment", others["assignment"], ("hard", "soft"))
+        if assignment == "soft" and moving == "prediction":
+            raise ValueError(
+                _checks.message(
+                    'assignment="soft" spreads a label over its shifts, so the label must be what moves.',
+                    {"assignment": assignment, "moving": moving},
+                    'Leave moving="label".',
+                )
+            )
         shares = {name: _checks.number(name, others[name], at_least=0.0, at_most=1.0) for name in _SHARES}
         return cls(
             max_shift=max_shift,
@@ -47,6 +57,7 @@ class Search(NamedTuple):
             max_shear=_checks.number("max_shear", max_shear, at_least=0.0, at_most=45.0),
             similarity=_checks.choice("similarity", others["similarity"], (*registration.SIMILARITIES, "base")),
             subpixel=bool(subpixel),
+            assignment=assignment,
             moving=_checks.choice("moving", moving, ("label", "prediction")),
             pool=_checks.choice("pool", others["pool"], (None, "batch")),
             crop=crop,
@@ -136,6 +147,7 @@ class Search(NamedTuple):
             moving_mask=weight,
             pool=self.pool,
             min_overlap=self.min_overlap,
+            return_map=self.assignment == "soft",
         )
 
     def initial_drift(self):

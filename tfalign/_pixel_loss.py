@@ -20,6 +20,7 @@ class PixelLoss(NamedTuple):
         similarity: the measure of `tfalign.register` that is minus its mean over the overlap, where there is one.
         is_binary: each channel is a probability of its own.
         joins_channels: channels mean nothing one by one.
+        wants_mean: quadratic or linear in the label, so that the mean of several labels has the gradient of all.
     """
 
     call: Callable
@@ -29,6 +30,7 @@ class PixelLoss(NamedTuple):
     similarity: str | None = None
     is_binary: bool = False
     joins_channels: bool = False
+    wants_mean: bool = False
 
     @classmethod
     def resolved(cls, base, ignore_class=None):
@@ -48,6 +50,7 @@ class PixelLoss(NamedTuple):
                 similarity=next((name for known, name in _EXACT_FUNCTIONS if known is function), None),
                 is_binary=function is keras.losses.binary_crossentropy,
                 joins_channels=any(function is one for one in _JOINING_FUNCTIONS),
+                wants_mean=any(function is one for one in _MEAN_FUNCTIONS),
             )
         config, activation = function.get_config(), None
         if config.get("from_logits"):
@@ -61,6 +64,7 @@ class PixelLoss(NamedTuple):
             similarity=_similarity_of(function, config),
             is_binary=isinstance(function, keras.losses.BinaryCrossentropy),
             joins_channels=isinstance(function, _JOINING_CLASSES),
+            wants_mean=type(function) in _MEAN_CLASSES,
         )
 
 
@@ -80,6 +84,16 @@ _EXACT_CLASSES = {
     keras.losses.SparseCategoricalCrossentropy: "cross_entropy",
     **dict.fromkeys(_keras.DICE_CLASSES, "overlap"),
 }
+_MEAN_FUNCTIONS = (
+    keras.losses.mean_squared_error,
+    keras.losses.binary_crossentropy,
+    keras.losses.categorical_crossentropy,
+)
+_MEAN_CLASSES = (
+    keras.losses.MeanSquaredError,
+    keras.losses.BinaryCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+)
 _JOINING_FUNCTIONS = (
     keras.losses.categorical_crossentropy,
     keras.losses.categorical_focal_crossentropy,

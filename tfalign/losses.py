@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfalign import _checks, _keras, drift, linear_drift
-from tfalign._aligned_loss import joined, loss_on_overlap
+from tfalign import _assignment, _checks, _keras, drift, linear_drift
+from tfalign._aligned_loss import joined
 from tfalign._label_parts import checked_extras, checked_groups, group_of_channels, parted, parts
 from tfalign._label_search import Search
 from tfalign._one_output import OneOutput, checked_weight
@@ -26,6 +26,7 @@ def shift_invariant_loss(
     max_shear=0.0,
     similarity="ncc",
     subpixel=False,
+    assignment="hard",
     moving="label",
     groups=None,
     pool=None,
@@ -50,6 +51,7 @@ def shift_invariant_loss(
         max_rotation, max_scale, max_shear: degrees, factor, degrees; see `tfalign.register`.
         similarity: any of `tfalign.register`, or "base".
         subpixel: move labels by fractions of a pixel too.
+        assignment: "hard", or "soft".
         moving: "label", or "prediction".
         groups, pool, crop, fill, label_extras: see `ShiftInvariantLoss`.
         min_overlap: see `tfalign.register`.
@@ -70,6 +72,7 @@ def shift_invariant_loss(
         max_shear=max_shear,
         similarity=similarity,
         subpixel=subpixel,
+        assignment=assignment,
         moving=moving,
         pool=pool,
         min_overlap=min_overlap,
@@ -89,8 +92,8 @@ def shift_invariant_loss(
     for part in parted(whole, groups):
         inner = search.cropped(part.prediction, part.label)
         found = search.registered(part, inner, pixel_loss)
-        moves = search.moves(found, network, _trusted(found, part, min_confidence))
-        losses.append(loss_on_overlap(part._replace(prediction=inner), moves, pixel_loss, search))
+        place = _assignment.place(found, network, _assignment.trusted(found, part, search), search)
+        losses.append(_assignment.loss_there(part._replace(prediction=inner), place, pixel_loss, search))
     return joined(losses, groups, whole.prediction)
 
 
@@ -128,6 +131,11 @@ class ShiftInvariantLoss(_keras.Loss):
             mean absolute or squared error, Dice and cross-entropies.
         subpixel: move labels by fractions of a pixel too; interpolation blurs a label a little. Where more than shifts
             is searched they always are.
+        assignment: "hard" lays each label where it fits best. "soft" lays it at every shift at once, weighted by its
+            probability: for labels so noisy that the best shift follows the noise. The mean label is compared where
+            `base` is the mean squared error, or a binary or categorical cross-entropy; of any other base the mean over
+            the 8 most probable shifts is taken, at more cost. `min_confidence` then holds no label in place. With
+            rotation, scale or shear: over the shifts around the best transform.
         center: take the drift out. Without it the network may settle beside its input.
         moving: "label", or "prediction": then the label stays as it is, the prediction is moved by the inverse, and the
             gradient passes through the move. The transforms found and reported are the same.
@@ -170,6 +178,7 @@ class ShiftInvariantLoss(_keras.Loss):
         max_shear=0.0,
         similarity="ncc",
         subpixel=False,
+        assignment="hard",
         center=True,
         moving="label",
         groups=None,
@@ -192,6 +201,7 @@ class ShiftInvariantLoss(_keras.Loss):
             max_shear=max_shear,
             similarity=similarity,
             subpixel=subpixel,
+            assignment=assignment,
             moving=moving,
             pool=pool,
             min_overlap=min_overlap,
@@ -289,16 +299,16 @@ class ShiftInvariantLoss(_keras.Loss):
     def call(self, y_true, y_pred):
         """One loss per sample, `(batch,)`."""
         whole = parts(y_true, y_pred, self._base, self.label_extras)
-        told, moves, gradient_shares = [], [], []
+        told, places, gradient_shares = [], [], []
         for part, state in zip(parted(whole, self.groups), self._read()):
             inner = self._search.cropped(part.prediction, part.label)
             found = self._search.registered(part, inner, self._base)
-            trusted = _trusted(found, part, self._search.min_confidence)
+            trusted = _assignment.trusted(found, part, self._search)
             if self.warmup_steps != 0:
                 trusted &= state.ready[0] > 0.0
                 gradient_shares.append(_WARMUP_GRADIENT + (1.0 - _WARMUP_GRADIENT) * state.ready[0])
             network = self._network(state, found.translation) if self.center else None
-            moves.append(self._search.moves(found, network, trusted))
+            places.append(_assignment.place(found, network, trusted, self._search))
             sums = drift.batch_sums(
                 found.translation,
                 found.confidence,
@@ -309,9 +319,9 @@ class ShiftInvariantLoss(_keras.Loss):
             told.append(sums)
         prediction = self._updating_on_backward(whole.prediction, told, gradient_shares)
         losses = []
-        for part, move in zip(parted(whole._replace(prediction=prediction), self.groups), moves):
+        for part, place in zip(parted(whole._replace(prediction=prediction), self.groups), places):
             part = part._replace(prediction=self._search.cropped(part.prediction, part.label))
-            losses.append(loss_on_overlap(part, move, self._base, self._search))
+            losses.append(_assignment.loss_there(part, place, self._base, self._search))
         return joined(losses, self.groups, prediction)
 
     def _network(self, state, like):
@@ -381,9 +391,3 @@ class ShiftInvariantLoss(_keras.Loss):
         if not isinstance(config["base"], str):
             config["base"] = keras.saving.deserialize_keras_object(config["base"])
         return cls(**config)
-
-
-def _trusted(found, part, min_confidence):
-    """Which labels are moved, `(batch,)`: those that are known well enough, and not known to lie right."""
-    trusted = found.confidence >= min_confidence
-    return trusted if part.anchored is None else trusted & ~part.anchored

@@ -62,25 +62,20 @@ def training_step(*, filters, depth, size, batch, jit_compile, searches=("shift"
     return interleaved(functions, repeats)
 
 
-def patches_from_cache(*, filters=32, depth=4, size=128, batch=16, margin=8, repeats=15, files=20, consecutive=60):
+def patches_from_cache(*, filters=32, depth=4, size=128, batch=16, margin=8, repeats=15, files=20, consecutive=400):
     """Milliseconds of a batch from the shard cache, flipped and with a label margin, and of the step that takes it."""
     rng = np.random.default_rng(0)
     model = tfalign.models.unet(2, 1, 1, filters=filters, depth=depth)
     model.compile("adam", loss="mae")
     batch_of = [tf.constant(rng.random((batch, size, size, 1)), tf.float32) for _ in range(2)]
-    model.train_on_batch(*batch_of)
+    times = interleaved({"step": lambda: model.train_on_batch(*batch_of)}, repeats)
     with tempfile.TemporaryDirectory() as folder:
         cutting = pipeline.Cutting(patch_size=size, margin=margin, fractions=(1.0, 0.0, 0.0))
         cache = pipeline.prepare(Made(files), folder, cutting)
         batches = iter(pipeline.dataset(cache, "train", batch_size=batch, flips=True, repeat=True))
-        next(batches)
-        # So many at a time that what was fetched ahead, while the network made its steps, is soon used up.
-        functions = {
-            "step": lambda: model.train_on_batch(*batch_of),
-            "batch": lambda: [next(batches) for _ in range(consecutive)],
-        }
-        times = interleaved(functions, repeats)
-    return {"step": times["step"], "batch": times["batch"] / consecutive}
+        # Without a step between, and so many at a time that what was fetched ahead counts for nothing.
+        of_many = interleaved({"batch": lambda: [next(batches) for _ in range(consecutive)] and None}, 3)
+    return {**times, "batch": of_many["batch"] / consecutive}
 
 
 def registration(*, pairs=32, size=128, bound=16, repeats=15):

@@ -52,9 +52,20 @@ def inverse_window(products, fft_sizes, max_shift):
     Returns:
         `sum_u fixed(u) moving(u + k - max_shift)`, `(batch, channels, *(2 * max_shift + 1))`, real.
     """
+    window = [2 * bound + 1 for bound in max_shift]
+    return _first_values(products, fft_sizes, window)
+
+
+def inverse(products, fft_sizes, shape):
+    """The first values `(batch, *shape, channels)` of the correlations whose spectra are `products`, real."""
+    first = _first_values(products, fft_sizes, shape)
+    rank = len(fft_sizes)
+    return tf.transpose(first, [0, *range(2, rank + 2), 1])
+
+
+def _first_values(products, fft_sizes, shape):
     rank = len(fft_sizes)
     full = _INVERSE[rank](products, fft_length=tf.stack(fft_sizes))
-    window = [2 * bound + 1 for bound in max_shift]
-    cut = tf.slice(full, [0] * (rank + 2), [-1, -1, *window])
-    cut.set_shape([products.shape[0], products.shape[1], *window])
+    cut = tf.slice(full, [0] * (rank + 2), tf.stack([-1, -1, *shape]))
+    cut.set_shape([*products.shape[:2], *(size if isinstance(size, int) else None for size in shape)])
     return cut

@@ -1,0 +1,165 @@
+"""The soft choice: labels at all their shifts at once."""
+
+import keras
+import numpy as np
+import pytest
+import scipy.ndimage
+import tensorflow as tf
+
+import tfalign
+from tests import reference
+from tests.conftest import in_modes
+from tests.test_loss_geometry import made, turned_pair
+
+BOUND = 3
+
+
+def noisy_pair(rng, *, noise, margin=BOUND, size=14, batch=3, mask=False):
+    """Labels of the predictions' content, moved by up to 2 px, under noise that leaves their shifts open."""
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal((batch, 60, 60, 2)), (0, 1.5, 1.5, 0))
+    field = np.float32(0.5 + 0.1 * field / field.std())
+    prediction = field[:, 20 : 20 + size, 20 : 20 + size]
+    outer = size + 2 * margin
+    label = np.stack(
+        [
+            one[20 - margin - y : 20 - margin - y + outer, 20 - margin - x : 20 - margin - x + outer]
+            for one, (y, x) in zip(field, [(1, -2), (0, 2), (-2, 1)])
+        ]
+    )
+    label = np.float32(np.clip(label + noise * rng.standard_normal(label.shape), 0.01, 0.99))
+    weight = np.where(rng.random(label.shape[:-1]) < 0.15, 0.0, 1.0) if mask else np.ones(label.shape[:-1])
+    return label, prediction, np.float32(weight)
+
+
+def posteriors(label, prediction, weight):
+    found = tfalign.register(prediction, label, max_shift=BOUND, moving_mask=weight, return_map=True)
+    return found.posterior_map.numpy()
+
+
+def expected_label(label, weight, posterior, size):
+    """In loops over pixels and shifts: the mean over those that find a value, and their share."""
+    mean, share = np.zeros((*size, label.shape[-1])), np.zeros(size)
+    for index in np.ndindex(*size):
+        for step in np.ndindex(*posterior.shape):
+            at = tuple(
+                i + m // 2 - n // 2 + s - bound
+                for i, m, n, s, bound in zip(index, label.shape, size, step, [BOUND, BOUND])
+            )
+            if all(0 <= i < m for i, m in zip(at, label.shape)) and weight[at] > 0:
+                mean[index] += posterior[step] * label[at]
+                share[index] += posterior[step]
+    known = share > 0.5
+    return np.where(known[..., None], mean / np.maximum(share, 1e-9)[..., None], 0.0), np.where(known, share, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "base", "margin", "mask"),
+    in_modes(
+        [("mean", base, *labels) for base in ("mse", "binary_crossentropy") for labels in ((3, False), (0, True))]
+    ),
+    indirect=["run"],
+)
+def test_the_mean_label_equals_loops(rng, run, kind, base, margin, mask):
+    label, prediction, weight = noisy_pair(rng, noise=0.8, margin=margin, mask=mask)
+    y_true = np.concatenate([label, weight[..., np.newaxis]], axis=-1)
+    options = {"max_shift": BOUND, "assignment": "soft", "label_extras": ("mask",)}
+    loss = run(lambda y, p: tfalign.shift_invariant_loss(y, p, base, **options), y_true, prediction)
+    posterior = posteriors(label, prediction, weight)
+    assert np.max(posterior) < 0.9
+    for sample in range(3):
+        mean, share = expected_label(label[sample], weight[sample], posterior[sample], prediction.shape[1:-1])
+        p = prediction[sample].astype(float)
+        if base == "mse":
+            each = np.square(mean - p).mean(axis=-1)
+        else:
+            each = -(mean * np.log(p) + (1 - mean) * np.log(1 - p)).mean(axis=-1)
+        np.testing.assert_allclose(loss[sample], np.sum(share * each) / np.sum(share), rtol=1e-3)
+
+
+def test_of_other_bases_the_likeliest_shifts_are_averaged(rng, run):
+    label, prediction, weight = noisy_pair(rng, noise=0.8)
+    loss = run(
+        lambda y, p: tfalign.shift_invariant_loss(y, p, "mae", max_shift=BOUND, assignment="soft"), label, prediction
+    )
+    for sample, posterior in enumerate(posteriors(label, prediction, weight)):
+        likeliest = np.argsort(posterior.ravel())[::-1][:8]
+        total = 0.0
+        for index in likeliest:
+            shift = np.array(np.unravel_index(index, posterior.shape)) - BOUND
+            ones = np.ones(prediction.shape[1:-1]), np.ones(label.shape[1:-1])
+            left, right, _ = reference.overlap_values(prediction[sample], label[sample], *ones, shift)
+            total += posterior.flat[index] * np.abs(left - right).mean()
+        np.testing.assert_allclose(loss[sample], total / posterior.flat[likeliest].sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("base", ["mse", "mae"])
+def test_a_clear_shift_is_the_hard_choice(rng, base):
+    label, prediction, _ = noisy_pair(rng, noise=0.01, size=24)
+    soft, hard = (
+        tfalign.shift_invariant_loss(label, prediction, base, max_shift=BOUND, assignment=assignment)
+        for assignment in ("soft", "hard")
+    )
+    np.testing.assert_allclose(soft, hard, rtol=1e-2)
+
+
+def test_the_mean_label_has_the_gradient_of_all_shifts(rng):
+    """Of a squared error: that of the losses of every shift, weighted by their probabilities."""
+    label, prediction, weight = noisy_pair(rng, noise=0.8)
+    variable = tf.Variable(prediction)
+    with tf.GradientTape() as tape:
+        loss = tfalign.shift_invariant_loss(label, variable, "mse", max_shift=BOUND, assignment="soft")
+    posterior, gradient = posteriors(label, prediction, weight), np.zeros(prediction.shape)
+    size = prediction.shape[1]
+    for y, x in np.ndindex(*posterior.shape[1:]):
+        difference = prediction - label[:, y : y + size, x : x + size]
+        gradient += posterior[:, y, x, None, None, None] * 2 * difference / prediction[0].size
+    np.testing.assert_allclose(tape.gradient(loss, variable), gradient, atol=1e-6)
+
+
+def test_turned_labels_softly(rng):
+    label, prediction = turned_pair(rng, made([[2.0, -3.0], [-4.0, 1.0]], rotation=[[5.0], [0.0]]))
+    options = {"max_shift": 6, "max_rotation": 8.0}
+    for base in ("mse", "mae"):
+        plain = tfalign.shift_invariant_loss(label, prediction, base, max_shift=0)
+        soft = tfalign.shift_invariant_loss(label, prediction, base, assignment="soft", **options)
+        assert np.max(soft / plain) < 0.1
+
+
+def test_sparse_classes_and_the_drift(rng):
+    """Class numbers have no mean: the likeliest shifts, less the drift."""
+    scores = 3 * rng.standard_normal((2, 30, 30, 3)).astype(np.float32)
+    ids = scores.argmax(axis=-1)
+    base = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    prediction = scores[:, 8:20, 8:20]
+    options = {"max_shift": BOUND, "assignment": "soft", "drift": (1.0, -2.0)}
+    loss = tfalign.shift_invariant_loss(ids[:, 4:22, 7:25], prediction, base, **options)
+    np.testing.assert_allclose(loss, base.call(ids[:, 7:19, 10:22], prediction).numpy().mean(axis=(1, 2)), rtol=1e-3)
+
+
+def test_structure_does_not_come_from_noise():
+    """Labels of pure noise: their shifts stay open, so the network learns their mean; best shifts make pictures."""
+    rng = np.random.default_rng(1)
+    inputs = scipy.ndimage.gaussian_filter(rng.standard_normal((64, 20, 20, 1)), (0, 1.5, 1.5, 0))
+    inputs = np.float32(inputs / inputs.std())
+    labels = np.float32(rng.standard_normal((64, 26, 26, 1)))
+    structure = {}
+    for assignment in ("soft", "hard"):
+        keras.utils.set_random_seed(0)
+        model = tfalign.models.unet(filters=8, depth=2)
+        options = {"max_shift": BOUND, "warmup_steps": 0, "min_confidence": 0.0}
+        loss = tfalign.ShiftInvariantLoss("mse", assignment=assignment, **options)
+        model.compile(keras.optimizers.Adam(3e-3), loss=loss)
+        model.fit(inputs, labels, batch_size=16, epochs=30, verbose=0)
+        structure[assignment] = float(np.std(model(inputs)))
+    assert structure["soft"] < 0.04
+    assert structure["hard"] > 0.07
+    model_free = tfalign.register(inputs, labels, max_shift=BOUND, return_map=True).posterior_map.numpy()
+    entropy = -np.sum(model_free * np.log(model_free + 1e-12), axis=(1, 2))
+    assert np.mean(entropy) > 0.9 * np.log((2 * BOUND + 1) ** 2)
+
+
+def test_it_is_refused_for_moved_predictions():
+    with pytest.raises(ValueError, match=r'assignment="soft".*Received: assignment=.soft., moving=.prediction.'):
+        tfalign.ShiftInvariantLoss(assignment="soft", moving="prediction")
+    with pytest.raises(ValueError, match="assignment='softly'"):
+        tfalign.ShiftInvariantLoss(assignment="softly")

@@ -1,0 +1,102 @@
+"""Where labels are laid: where each fits best, or softly, at all its shifts, each as probable as registration makes it.
+
+With the posterior over shifts as weights a training step is the M-step of expectation-maximisation, where the best
+shift alone follows the noise. The expected loss of a base that is quadratic or linear in the label has the gradient of
+the loss of the expected label, which is one convolution; of any other base the losses of the most probable shifts are
+averaged.
+
+Source: Dempster, Laird & Rubin (1977), doi:10.1111/j.2517-6161.1977.tb01600.x.
+"""
+
+import tensorflow as tf
+
+from tfalign import _aligned_loss, _pixel_loss
+from tfalign.ops import geometry, peak, spectral
+
+_LIKELIEST = 8  # shifts of which losses are averaged
+_LEAST_WEIGHT = 0.5  # share of a pixel's shifts that must find a value
+
+
+def trusted(found, part, search):
+    """Which labels are moved, `(batch,)`: those that are known well enough, and not known to lie right."""
+    known = found.confidence >= (search.min_confidence if search.assignment == "hard" else 0.0)
+    return known if part.anchored is None else known & ~part.anchored
+
+
+def place(found, network, moved, search):
+    """The moves `(batch, d+1, d+1)`, prediction -> label, and if softly the probability of each shift from there.
+
+    Args:
+        found: a `Registration`; if softly with its maps.
+        network: `(1, d+1, d+1)`, what the network does to its input, to be taken out; or None.
+        moved: `(batch,)`; the other labels stay in place.
+        search: a `Search`.
+    """
+    if search.assignment == "hard":
+        return search.moves(found, network, moved), None
+    return _spread(found, network, moved)
+
+
+def loss_there(parts, placed, base, search):
+    """The base loss of each label and its prediction, `(batch,)`; `placed` is of `place`."""
+    moves, posterior = placed
+    if posterior is None:
+        return _aligned_loss.loss_on_overlap(parts, moves, base, search)
+    return _expected_loss(parts, moves, posterior, base, search)
+
+
+def _expected_loss(parts, moves, posterior, base, search):
+    """The expected base loss of each label and its prediction, `(batch,)`.
+
+    Args:
+        parts: `Parts`.
+        moves: `(batch, d+1, d+1)`, prediction -> label, of a shift of 0.
+        posterior: `(batch, *(2 * max_shift + 1))`, sums to 1.
+        base: a `PixelLoss`.
+        search: a `Search`.
+    """
+    max_shift = [size // 2 for size in posterior.shape[1:]]
+    if base.wants_mean:
+        aligned, weight = _expected_label(parts, moves, posterior, base, search, max_shift)
+        return _pixel_loss.per_sample(aligned, parts.prediction, weight[..., 0], base)
+    flat = tf.reshape(posterior, [tf.shape(posterior)[0], -1])
+    shares, best = tf.math.top_k(flat, min(_LIKELIEST, flat.shape[1]))
+    shifts = tf.gather(peak.window_shifts(max_shift, parts.label.dtype), best)  # (batch, likeliest, d)
+
+    def loss_of(shift):
+        further = geometry.compose(moves, geometry.from_translation(shift))
+        return _aligned_loss.loss_on_overlap(parts, further, base, search)
+
+    losses = tf.map_fn(loss_of, tf.transpose(shifts, [1, 0, 2]), fn_output_signature=parts.label.dtype)
+    return tf.reduce_sum(tf.transpose(losses) * shares, axis=1) / tf.reduce_sum(shares, axis=1)
+
+
+def _expected_label(parts, moves, posterior, base, search, max_shift):
+    """The posterior mean of the label on the prediction's grid, over the shifts that find a value, and its weight."""
+    shape = geometry.spatial_shape(parts.prediction)
+    wide = [size + 2 * bound for size, bound in zip(shape, max_shift)]
+    label, weight = _aligned_loss.laid_label(parts, moves, wide, base, search)
+    sizes = [spectral.fast_size(size) for size in wide]
+    kernel = spectral.spectrum(posterior[..., tf.newaxis], sizes)
+    spectra = spectral.spectrum(tf.concat([label * weight, weight], axis=-1), sizes)
+    # Of the circular correlation the first values are those that wrap nothing.
+    both = spectral.inverse(tf.math.conj(kernel) * spectra, sizes, shape)
+    total, weight = both[..., :-1], tf.clip_by_value(both[..., -1:], 0.0, 1.0)
+    known = weight > _LEAST_WEIGHT
+    mean = tf.where(known, total / tf.where(known, weight, 1.0), 0.0)
+    return _aligned_loss.inside_range(mean, parts.label, parts.valid), tf.where(known, weight, 0.0)
+
+
+def _spread(found, network, moved):
+    """The move of a shift of 0, and the posterior over shifts from there."""
+    identity = geometry.from_translation(tf.zeros_like(found.translation))
+    # The map of a mere shift counts from no shift, that of any other transform from the transform.
+    is_turned = tf.reduce_any(found.transform[:, :-1, :-1] != identity[:, :-1, :-1], axis=[1, 2])
+    moves = tf.where(is_turned[:, tf.newaxis, tf.newaxis], found.transform, identity)
+    if network is not None:
+        moves = geometry.compose(moves, geometry.invert(network))
+    flat = tf.reshape(found.posterior_map, [tf.shape(found.posterior_map)[0], -1])
+    middle = tf.one_hot([flat.shape[1] // 2], flat.shape[1], dtype=flat.dtype)
+    posterior = tf.reshape(tf.where(moved[:, tf.newaxis], flat, middle), tf.shape(found.posterior_map))
+    posterior.set_shape(found.posterior_map.shape)
+    return tf.where(moved[:, tf.newaxis, tf.newaxis], moves, identity), posterior
