@@ -6,6 +6,7 @@ from tfalign.data import augment, misalign, patches, pipeline, preprocess, stain
 from tfalign.data.augment import flips
 from tfalign.data.formats import BadFileError
 from tfalign.data.misalign_files import misalign_files
+from tfalign.data.offset import OffsetCheck, offset_check
 from tfalign.data.pairs import Example, Pair, Pairs, Skipped
 from tfalign.data.patches import stitch
 from tfalign.data.readers import read_pairs
@@ -19,6 +20,7 @@ if importlib.util.find_spec("tensorflow_datasets") is not None:
 __all__ = [
     "BadFileError",
     "Example",
+    "OffsetCheck",
     "Pair",
     "Pairs",
     "Skipped",
@@ -26,6 +28,7 @@ __all__ = [
     "flips",
     "misalign",
     "misalign_files",
+    "offset_check",
     "patches",
     "pipeline",
     "preprocess",
