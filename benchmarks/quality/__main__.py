@@ -36,6 +36,10 @@ def wanted(task, cell, arm):
         return set(cell.loss) <= set(inspect.signature(tfalign.ShiftInvariantLoss).parameters)
     if arm == "bare":
         return cell.name != "M10"
+    if arm == "soft":
+        return cell.name in {"M0", "M1", "M7", "M7b", "M7c", "M8"}
+    if arm == "anchors":
+        return cell.name == "M3"
     if arm == "oracle-shift":
         return cell.name in {"M1", "M2", "M4", "M4r", "M5"}
     if arm == "per-image":

@@ -67,6 +67,20 @@ def bare(task, cell, patches):
     return patches.labels, tfalign.ShiftInvariantLoss(task.base)
 
 
+def soft(task, cell, patches):
+    """The same with labels at all their shifts at once."""
+    return patches.labels, tfalign.ShiftInvariantLoss(task.base, assignment="soft", **cell.loss)
+
+
+def anchors(task, cell, patches):
+    """One label in a hundred lies right, and is known to."""
+    chosen = np.random.default_rng(43).permutation(len(patches.labels)) < len(patches.labels) // 100
+    flags = chosen.reshape(-1, *[1] * (patches.labels.ndim - 1))
+    labels = np.where(flags, patches.true_labels, patches.labels)
+    labels = np.concatenate([labels, np.broadcast_to(flags, (*labels.shape[:-1], 1))], axis=-1).astype(np.float32)
+    return labels, tfalign.ShiftInvariantLoss(task.base, label_extras=("anchor",), **cell.loss)
+
+
 def no_pin(task, cell, patches):
     """Ablation: the drift is not taken out."""
     return patches.labels, tfalign.ShiftInvariantLoss(task.base, center=False, **cell.loss)
@@ -75,7 +89,8 @@ def no_pin(task, cell, patches):
 class _RunningMean(tfalign.ShiftInvariantLoss):
     """A plain running mean of the registered shifts, rounded, in place of the drift filter; from the first step."""
 
-    def _update(self, sums):
+    def _update(self, told):
+        (sums,) = told
         state = drift.unpack(tf.convert_to_tensor(self.state))
         # The belief stays as it began, even on both sides of its origin: the origin is the mean.
         mean = state.origin + 0.01 * (sums.shift / tf.maximum(sums.weight, 1e-6) - state.origin)
@@ -209,6 +224,8 @@ ARMS = {
         Arm("oracle", "oracle: aligned labels", oracle),
         Arm("tfalign", "tfalign", ours, uses_tfalign=True),
         Arm("bare", "tfalign, no options", bare, uses_tfalign=True),
+        Arm("soft", "tfalign, soft choice", soft, uses_tfalign=True),
+        Arm("anchors", "tfalign, 1 % anchors", anchors, uses_tfalign=True),
         Arm("oracle-shift", "true moves through our warp", oracle_shift, version=2),
         Arm("per-image", "one shift per image", per_image),
         Arm("no-pin", "ablation: no pin", no_pin, uses_tfalign=True),

@@ -82,6 +82,8 @@ def _verdict(row):
     """Whether the targets of the cell are met: "yes", "no", or "" where there is none."""
     if row["arm"] == "bare" and "gap_recovered" in row:
         return "yes" if row["no_gap"] or min(row["gap_recovered"]) >= -0.02 else "no"
+    if row["arm"] == "anchors":
+        return "yes" if np.median(row["gap_recovered"]) >= 0.95 else "no"
     if row["arm"] not in {"tfalign", "bare"}:
         return ""
     if "minus_plain" in row:
