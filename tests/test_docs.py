@@ -14,11 +14,7 @@ HOUSES = {
     "tfalign.data": tfalign.data.__all__,
     "tfalign.metrics": tfalign.metrics.__all__,
     "tfalign.models": tfalign.models.__all__,
-    "tfalign.callbacks": [
-        name
-        for name, one in vars(tfalign.callbacks).items()
-        if inspect.isclass(one) and one.__module__ == "tfalign.callbacks"
-    ],
+    "tfalign.callbacks": ["AlignmentLog", "StopBelow", "StopConverged"],
     "tfalign.layers": ["Warp"],
     "tfalign.export": ["ModelCard"],
 }
@@ -38,7 +34,6 @@ def test_public_names_have_a_page_and_a_docstring(name):
 
 
 def test_pages_name_nothing_else():
-    listed = {
-        line[4:].strip() for page in PAGES.glob("*.md") for line in page.read_text().splitlines() if line[:3] == ":::"
-    }
+    lines = [line for page in PAGES.glob("*.md") for line in page.read_text().splitlines()]
+    listed = {line.removeprefix("::: ") for line in lines if line.startswith("::: ")}
     assert listed - {"tfalign.metrics", "tfalign.ops.geometry"} <= set(NAMES)
