@@ -8,21 +8,29 @@ BIN := $(VENV)/bin
 # Half of TensorFlow's start-up lines say nothing to a reader.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-addons lint types format bench-quality bench-speed clean
+.PHONY: demo test test-slow test-browser test-addons lint types format docs bench-quality bench-speed clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
 	$(BIN)/tfalign demo --out runs/demo
 
 test: $(VENV)/.develop
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
 
 test-slow: $(VENV)/.develop
 	$(BIN)/python -m pytest -m slow
 
+# A Chromium of the system, e.g. Debian's package: none is downloaded.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+test-browser: $(VENV)/.develop
+	@test -n "$(CHROMIUM)" || { echo "Chromium is needed: apt-get install chromium, or CHROMIUM=/path/to/it make ..."; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable ".[browser]"
+	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -m browser tests/browser
+
 # Of the benchmarks only what tells whether the loss does the same here: they are run on the newest TensorFlow.
-test-addons: $(ADDONS)/.develop
-	$(ADDONS)/bin/python -m pytest -n 2 -m "not slow" \
+# Trained models go from one environment to the other and back, so both are made.
+test-addons: $(ADDONS)/.develop $(VENV)/.package
+	$(ADDONS)/bin/python -m pytest -n 2 -m "not slow and not browser" \
 		--ignore tests/benchmarks/test_quality.py --ignore tests/benchmarks/test_registration.py
 
 lint: $(VENV)/.develop
@@ -31,6 +39,11 @@ lint: $(VENV)/.develop
 
 types: $(VENV)/.develop
 	$(BIN)/mypy
+
+# The pages of docs/ and the reference from docstrings, with their links checked: build/site/index.html.
+docs: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --quiet
 
 format: $(VENV)/.develop
 	$(BIN)/ruff check --fix .

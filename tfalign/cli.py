@@ -1,21 +1,19 @@
 """The command line: `tfalign …`."""
 
-import contextlib
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tfalign import _checks
+from tfalign import _result_commands, _terminal, _train_commands
+from tfalign._terminal import console as _console
+from tfalign._terminal import numbers as _numbers
+from tfalign._terminal import progress as _progress
 from tfalign._version import __version__
 from tfalign.jobs import demo as demo_job
 from tfalign.jobs import export as export_job
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-_console = Console()
 
 
 def _print_version(wanted: bool):
@@ -24,11 +22,12 @@ def _print_version(wanted: bool):
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=_terminal.EXIT_CODES)
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came up; may stand anywhere.")] = False,
 ):
     """Train dense-prediction networks on labels that do not lie exactly on their inputs."""
 
@@ -57,6 +56,14 @@ def demo(
         soft_wrap=True,
     )
     _console.print(f"Look at {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+app.command()(_train_commands.train)
+app.command()(_train_commands.evaluate)
+app.command()(_train_commands.realign)
+app.command()(_result_commands.predict)
+app.command()(_result_commands.analyse)
+app.command()(_result_commands.report)
 
 
 @app.command()
@@ -117,41 +124,6 @@ def _warmup(sizes):
     return [_numbers("warmup", size, int) for size in sizes] or "auto"
 
 
-def _numbers(option, text, kind):
-    """A text of one number, or of several with commas between as a tuple."""
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        kinds = {int: "whole numbers", float: "numbers"}
-        raise ValueError(
-            _checks.message(f"`{option}` must be {kinds[kind]} with commas between.", {option: text})
-        ) from error
-    return values if len(values) > 1 else values[0]
-
-
-@contextlib.contextmanager
-def _progress():
-    """Gives `track(description, total) -> advance(steps)`, one bar each."""
-    columns = (
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_console) as progress:
-
-        def track(description, total):
-            task = progress.add_task(description, total=total)
-            return lambda steps: progress.advance(task, steps)
-
-        yield track
-
-
 def main():
-    """Runs the command line; a mistake of the user is one line on stderr and exit code 2."""
-    try:
-        app()
-    except (ValueError, TypeError, OSError) as error:
-        print(f"tfalign: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Runs the command line; an error is one line on stderr and an exit code, see `tfalign --help`."""
+    _terminal.run(app)

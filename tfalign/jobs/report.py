@@ -1,82 +1,53 @@
 """Pages to look at: figures by matplotlib, one self-contained HTML file by Jinja2."""
 
 import base64
-import io
-from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tfalign.jobs import files
+from tfalign.jobs import figures, files
 from tfalign.ops.registration import register
 
-_COLORS = {"plain": "#c0504d", "tfalign": "#1f6fb4", "oracle": "#4a9a52"}
+_COLORS = {"plain": "#c0504d", "tfalign": figures.BLUE, "oracle": "#4a9a52"}
 _TITLES = {"plain": "plain loss", "tfalign": "tfalign", "oracle": "oracle (perfect labels)"}
 _ZOOM = (slice(40, 120), slice(180, 300))  # rows, columns of the held-out tissue that show nuclei
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "white",
-}
 
 
 def write_demo(out, *, metrics, gray, truth, predictions, patches, shifts, confidence, model):
     """Writes `report.html`, self-contained, and its first figure as `picture.png`."""
-    with matplotlib.rc_context(_STYLE):
-        zoom = _png(_zoom_figure(metrics, gray, truth, predictions))
-        figures = {
+    with figures.styled():
+        zoom = figures.png(_zoom_figure(metrics, gray, truth, predictions))
+        drawn = {
             "zoom": zoom,
-            "whole": _png(_whole_figure(gray, truth, predictions)),
-            "shifts": _png(_shift_figure(patches.translations, shifts, confidence)),
-            "score_map": _png(_score_map_figure(model, patches, metrics["settings"]["max_shift"])),
-            "curves": _png(_curve_figure(metrics["arms"])),
+            "whole": figures.png(_whole_figure(gray, truth, predictions)),
+            "shifts": figures.png(_shift_figure(patches.translations, shifts, confidence)),
+            "score_map": figures.png(_score_map_figure(model, patches, metrics["settings"]["max_shift"])),
+            "curves": figures.png(_curve_figure(metrics["arms"])),
         }
     beside = out / "picture.png.part"
     beside.write_bytes(zoom)
     beside.replace(out / "picture.png")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tfalign.jobs", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("demo.html.jinja").render(
+    page = figures.page(
+        "demo.html.jinja",
         metrics=metrics,
         titles=_TITLES,
-        figures={name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
+        figures={name: base64.b64encode(data).decode("ascii") for name, data in drawn.items()},
     )
     files.write_text(out / "report.html", page)
 
 
-def _png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _show(axes, image, title):
-    image = np.clip(image, 0.0, 1.0)
-    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=10)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
 def _zoom_figure(metrics, gray, truth, predictions):
-    figure = Figure(figsize=(12.4, 3.75), layout="constrained")
+    figure = figures.figure(12.4, 3.75)
     top = figure.subplots(2, 5, height_ratios=(1, 1))
-    _show(top[0, 0], gray[_ZOOM], "input")
-    _show(top[0, 1], truth[_ZOOM], "truth")
+    figures.show(top[0, 0], gray[_ZOOM], "input")
+    figures.show(top[0, 1], truth[_ZOOM], "truth")
     top[1, 0].axis("off")
     top[1, 1].axis("off")
     top[1, 1].text(
         0.98, 0.5, "absolute error,\nblack = 0, white = 0.25", ha="right", va="center", transform=top[1, 1].transAxes
     )
     for column, (arm, prediction) in enumerate(predictions.items(), start=2):
-        _show(top[0, column], prediction[_ZOOM], f"{_TITLES[arm]}: {metrics['arms'][arm]['psnr']:.1f} dB")
+        figures.show(top[0, column], prediction[_ZOOM], f"{_TITLES[arm]}: {metrics['arms'][arm]['psnr']:.1f} dB")
         top[0, column].title.set_color(_COLORS[arm])
         error = np.abs(np.clip(prediction, 0, 1) - truth).mean(axis=-1)[_ZOOM]
         top[1, column].imshow(error, cmap="magma", vmin=0, vmax=0.25, interpolation="nearest")
@@ -87,14 +58,14 @@ def _zoom_figure(metrics, gray, truth, predictions):
 
 def _whole_figure(gray, truth, predictions):
     images = {"input": gray, "truth": truth, **{_TITLES[arm]: image for arm, image in predictions.items()}}
-    figure = Figure(figsize=(9.0, 15.6), layout="constrained")
+    figure = figures.figure(9.0, 15.6)
     for axes, (title, image) in zip(figure.subplots(len(images), 1), images.items()):
-        _show(axes, image, title)
+        figures.show(axes, image, title)
     return figure
 
 
 def _shift_figure(true, found, confidence):
-    figure = Figure(figsize=(10.4, 3.5), layout="constrained")
+    figure = figures.figure(10.4, 3.5)
     panels = figure.subplots(1, 3)
     bound = int(np.abs(true).max()) + 1
     rng = np.random.default_rng(0)
@@ -124,11 +95,11 @@ def _score_map_figure(model, patches, max_shift):
     found = register(prediction, label, max_shift=max_shift, subpixel=False, return_map=True)
     aligned, _ = found.warp(label)
     margin = (label.shape[1] - prediction.shape[1]) // 2
-    figure = Figure(figsize=(12.4, 2.9), layout="constrained")
+    figure = figures.figure(12.4, 2.9)
     panels = figure.subplots(1, 5)
-    _show(panels[0], patches.inputs[chosen], "input patch")
-    _show(panels[1], np.asarray(prediction)[0], "prediction")
-    _show(panels[2], label[0, margin:-margin, margin:-margin], "label as it came")
+    figures.show(panels[0], patches.inputs[chosen], "input patch")
+    figures.show(panels[1], np.asarray(prediction)[0], "prediction")
+    figures.show(panels[2], label[0, margin:-margin, margin:-margin], "label as it came")
     row, column = found.translation.numpy()[0].astype(int)
     extent = (-max_shift - 0.5, max_shift + 0.5, max_shift + 0.5, -max_shift - 0.5)
     scores = panels[3].imshow(found.score_map.numpy()[0], extent=extent, cmap="viridis")
@@ -138,12 +109,12 @@ def _score_map_figure(model, patches, max_shift):
     panels[3].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[3].yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(scores, ax=panels[3], shrink=0.85)
-    _show(panels[4], np.asarray(aligned)[0], "label aligned")
+    figures.show(panels[4], np.asarray(aligned)[0], "label aligned")
     return figure
 
 
 def _curve_figure(arms):
-    figure = Figure(figsize=(10.4, 3.4), layout="constrained")
+    figure = figures.figure(10.4, 3.4)
     loss, psnr, drift = figure.subplots(1, 3)
     for arm, result in arms.items():
         curve = result["curve"]
