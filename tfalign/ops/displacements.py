@@ -6,11 +6,14 @@ Between pixels a displacement is read linearly, and outside its grid as at the b
 """
 
 import itertools
+import math
 
 import tensorflow as tf
 
 from tfalign import _checks
 from tfalign.ops import geometry, resample, spline
+
+_UNROLLED = 2
 
 
 def from_transform(transform, shape):
@@ -20,6 +23,7 @@ def from_transform(transform, shape):
 
 def transformed(displacement, transform):
     """The displacement first, then the transform `(batch, d+1, d+1)`: u -> T (u + displacement(u))."""
+    displacement = checked(displacement)
     grid = geometry.centered_grid(geometry.spatial_shape(displacement), displacement.dtype)
     points = tf.reshape(grid + displacement, [tf.shape(displacement)[0], -1, grid.shape[-1]])
     moved = geometry.apply_to_points(tf.cast(transform, points.dtype), points)
@@ -35,7 +39,9 @@ def compose(outer, inner):
 
     Gradient: exact, to both.
     """
-    return inner + at_points(outer, _targets(inner))
+    outer, inner = checked(outer), checked(inner)
+    grid = geometry.centered_grid(geometry.spatial_shape(inner), inner.dtype)
+    return inner + at_points(outer, grid + inner)
 
 
 def at_points(displacement, coordinates):
@@ -43,16 +49,15 @@ def at_points(displacement, coordinates):
     return resample.sample(displacement, coordinates, interpolation="linear")[0]
 
 
-def invert(displacement, *, iterations=12):
+def invert(displacement, *, iterations=5):
     """The displacement g that undoes `displacement`: u + g(u) reads back to u, so g(u) = -displacement(u + g(u)).
 
-    By fixed-point steps, each three quarters of the way, and one Newton step at the end, which also carries the
-    gradient. Displacements that vary by less than one pixel per pixel converge, to about 1e-3 px with the default;
-    where a field folds there is no inverse, and the last step is given.
+    By fixed-point steps, each three quarters of the way, then Newton steps; the last one also carries the gradient.
+    Where a field folds there is no inverse, and the last step is given.
 
     Args:
         displacement: `(batch, *spatial, d)`.
-        iterations: whole number of steps.
+        iterations: whole number of steps of either kind.
 
     Returns:
         `(batch, *spatial, d)`, on the same grid. Where a pixel reads outside the grid, the border is taken to go on.
@@ -60,18 +65,16 @@ def invert(displacement, *, iterations=12):
     Raises:
         TypeError, ValueError: not a field, or `iterations` out of range.
 
-    Gradient: that of the implicit equation, -(1 + slopes of the displacement)^-1, whatever the number of steps; where a
-        field folds that of a map as steep as 1 / 20.
+    Gradient: that of the implicit equation, -(1 + slopes of the displacement)^-1, whatever the number of steps; where
+        the determinant of this is under 1 / 20, as if it were that.
     """
     displacement = checked(displacement)
+    _checks.whole_number("iterations", iterations, at_least=0)
     grid = geometry.centered_grid(geometry.spatial_shape(displacement), displacement.dtype)
-    inverse = -tf.stop_gradient(displacement)
-    for _ in range(_checks.whole_number("iterations", iterations, at_least=0)):
-        inverse -= 0.75 * (inverse + at_points(tf.stop_gradient(displacement), grid + inverse))
-    inverse = tf.stop_gradient(inverse)
-    residual = inverse + at_points(displacement, grid + inverse)
-    slopes = tf.stop_gradient(_slopes_at(displacement, grid + inverse))
-    return inverse - _solved(tf.eye(slopes.shape[-1], dtype=slopes.dtype) + slopes, residual)
+    field = tf.stop_gradient(displacement)
+    inverse = _repeated(lambda g: g - 0.75 * (g + at_points(field, grid + g)), -field, iterations)
+    inverse = tf.stop_gradient(_repeated(lambda g: _newton_step(field, grid, g), inverse, iterations))
+    return _newton_step(displacement, grid, inverse)
 
 
 def integrate(velocity, *, squarings=7):
@@ -88,10 +91,8 @@ def integrate(velocity, *, squarings=7):
     Gradient: exact.
     Source: Arsigny et al. (2006), doi:10.1007/11866565_113.
     """
-    displacement = velocity / 2.0 ** _checks.whole_number("squarings", squarings, at_least=0)
-    for _ in range(squarings):
-        displacement = compose(displacement, displacement)
-    return displacement
+    scaled = checked(velocity) / 2.0 ** _checks.whole_number("squarings", squarings, at_least=0)
+    return _repeated(lambda field: compose(field, field), scaled, squarings)
 
 
 def jacobian(displacement):
@@ -99,6 +100,7 @@ def jacobian(displacement):
 
     By central differences, at the border one-sided; along an axis of one pixel the displacement does not vary.
     """
+    displacement = checked(displacement)
     slopes = [central_difference(displacement, axis) for axis in range(1, displacement.shape.rank - 1)]
     return tf.stack(slopes, axis=-1) + tf.eye(displacement.shape[-1], dtype=displacement.dtype)
 
@@ -110,7 +112,8 @@ def jacobian_determinant(displacement):
 
 def fold_share(displacement):
     """Share of pixels at which a displacement folds, `(batch,)` in [0, 1]."""
-    folds = tf.cast(jacobian_determinant(displacement) <= 0.0, displacement.dtype)
+    determinant = jacobian_determinant(displacement)
+    folds = tf.cast(determinant <= 0.0, determinant.dtype)
     return tf.reduce_mean(folds, axis=list(range(1, folds.shape.rank)))
 
 
@@ -128,7 +131,7 @@ def smoothness_energy(displacement):
 
     Gradient: exact.
     """
-    total = 0.0
+    displacement, total = checked(displacement), 0.0
     for axis in range(1, displacement.shape.rank - 1):
         size = tf.shape(displacement)[axis]
         upper, lower = (tf.gather(displacement, tf.range(first, size - 1 + first), axis=axis) for first in (1, 0))
@@ -152,6 +155,7 @@ def from_control_points(values, *, shape, spacing):
     Returns:
         `(batch, *shape, channels)`.
     """
+    values = _checks.floating(values, "values")
     if spacing == 1:
         return values
     for axis, (size, points) in enumerate(zip(shape, geometry.spatial_shape(values)), start=1):
@@ -176,13 +180,30 @@ def checked(displacement):
     return displacement
 
 
-def _targets(displacement):
-    """Centred coordinates `(batch, *spatial, d)` that the pixels of a displacement read."""
-    return geometry.centered_grid(geometry.spatial_shape(displacement), displacement.dtype) + displacement
+def _repeated(function, field, times):
+    """`function` applied that many times. Many become a loop of the graph: unrolled, XLA would compile for a minute."""
+    if times <= _UNROLLED:
+        for _ in range(times):
+            field = function(field)
+        return field
+
+    def body(step, field):
+        following = function(field)
+        following.set_shape(field.shape)
+        return step + 1, following
+
+    return tf.while_loop(lambda step, _: step < times, body, (0, field), maximum_iterations=times)[1]
 
 
-def _slopes_at(displacement, coordinates):
-    """Slopes `(batch, *output, d, d)` of the linear interpolation at centred coordinates; 0 outside the grid."""
+def _newton_step(displacement, grid, inverse):
+    """A step of g towards g + displacement(u + g) = 0; the gradient passes through the displacement alone."""
+    values, slopes = _values_and_slopes(displacement, grid + inverse)
+    slopes = tf.stop_gradient(slopes) + tf.eye(slopes.shape[-1], dtype=slopes.dtype)
+    return inverse - _solved(slopes, inverse + values)
+
+
+def _values_and_slopes(displacement, coordinates):
+    """The linear interpolation at centred coordinates, and its slopes `(batch, *output, d, d)`; 0 outside the grid."""
     lower, part, inside = [], [], []
     for at, size in zip(tf.unstack(coordinates, axis=-1), geometry.spatial_shape(displacement)):
         last = tf.cast(size - 1, at.dtype)
@@ -191,16 +212,15 @@ def _slopes_at(displacement, coordinates):
         index = tf.clip_by_value(index, 0.0, last)
         lower.append(tf.floor(index))
         part.append(index - lower[-1])
-    rank, slopes = len(part), [tf.zeros([], displacement.dtype)] * len(part)
-    for corner in itertools.product((0, 1), repeat=rank):
+    total, slopes = tf.zeros([], displacement.dtype), [tf.zeros([], displacement.dtype)] * len(part)
+    for corner in itertools.product((0, 1), repeat=len(part)):
         values = resample.gather_pixels(displacement, [tf.cast(low, tf.int32) + bit for low, bit in zip(lower, corner)])
-        for along in range(rank):
-            weight = inside[along] if corner[along] else -inside[along]
-            for axis in range(rank):
-                if axis != along:
-                    weight *= part[axis] if corner[axis] else 1.0 - part[axis]
-            slopes[along] += values * weight[..., tf.newaxis]
-    return tf.stack(slopes, axis=-1)
+        shares = [one if bit else 1.0 - one for one, bit in zip(part, corner)]
+        total += values * math.prod(shares)[..., tf.newaxis]
+        for axis, bit in enumerate(corner):
+            weight = math.prod([*shares[:axis], *shares[axis + 1 :]], start=inside[axis] if bit else -inside[axis])
+            slopes[axis] += values * weight[..., tf.newaxis]
+    return total, tf.stack(slopes, axis=-1)
 
 
 def _solved(matrix, vector):

@@ -1,0 +1,239 @@
+"""The warp network: finds the displacement field that lays a label on a prediction."""
+
+import keras
+import tensorflow as tf
+
+from tfalign import _checks
+from tfalign.ops import displacements, geometry, resample
+
+FORMS = ("velocity", "displacement")
+_INPUTS = ("prediction", "label")
+_CONVOLUTIONS = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
+_BETWEEN_LEVELS = 2  # squarings: the next level sees what they leave
+_SHARPEST = 10.0  # what a normalised difference is cut at: an odd pixel must not drown the others
+
+
+def warp_network(
+    *,
+    rank=None,
+    channels=None,
+    form="velocity",
+    max_displacement=16.0,
+    filters=16,
+    depth=4,
+    spacing=2,
+    squarings=6,
+    name="warp_network",
+):
+    """A `WarpNetwork`; with `rank` and `channels` it has its weights at once, otherwise from its first call on.
+
+    Args:
+        rank: spatial axes, 1, 2 or 3.
+        channels: of prediction and label.
+        form, max_displacement, filters, depth, spacing, squarings, name: see `WarpNetwork`.
+
+    Raises:
+        TypeError, ValueError: an option out of range.
+    """
+    network = WarpNetwork(
+        form=form,
+        max_displacement=max_displacement,
+        filters=filters,
+        depth=depth,
+        spacing=spacing,
+        squarings=squarings,
+        name=name,
+    )
+    if (rank is None) != (channels is None):
+        received = {"rank": rank, "channels": channels}
+        raise ValueError(_checks.message("`rank` and `channels` must be given together, or neither.", received))
+    if rank is not None:
+        _checks.choice("rank", rank, tuple(_CONVOLUTIONS))
+        _checks.whole_number("channels", channels, at_least=1)
+        network.build([(None,) * (rank + 1) + (channels,)] * 2)
+    return network
+
+
+@keras.saving.register_keras_serializable(package="tfalign")
+class WarpNetwork(keras.Model):
+    """Displacement fields from predictions and labels, coarse to fine: `prediction(u) ~ label(u + displacement(u))`.
+
+    Called with `[prediction, label]`, each `(batch, *spatial, channels)` and of one size, it returns `(batch,
+    *spatial, d)` float32, pixels. Each level halves the grid. From the coarsest to the finest the label is moved by
+    what is known so far; two convolutions see prediction, moved label, the force between them (their difference times
+    their slope, over its square, as in optical flow) and what the level above saw, and add to the field. The last
+    convolution of each level starts near zero, so that an untrained network hardly moves anything. Pairs are
+    normalised to mean 0 and variance 1 together; where a pair is flat or not finite the values are those of zeros.
+
+    Args:
+        form: "velocity": the field is that of a flow (scaling and squaring), so that it can be inverted and does not
+            fold. "displacement": the field itself, which may fold.
+        max_displacement: pixels that no axis exceeds.
+        filters: channels of each convolution.
+        depth: levels, 1 or more. The coarsest has pixels of `spacing * 2**(depth - 1)`.
+        spacing: a power of 2, pixels from one control point of the field to the next; cubic splines lie between them.
+            The wider, the smoother the field and the shorter the step; at 1 nothing keeps a flow smooth over a pixel,
+            and it may fold.
+        squarings: of the flow, see `tfalign.ops.displacements.integrate`.
+
+    Raises:
+        TypeError, ValueError: an option out of range, or inputs that do not fit.
+
+    Source: Dalca et al. (2018), doi:10.1007/978-3-030-00928-1_82, for a network that gives a velocity; Thirion (1998),
+        doi:10.1016/S1361-8415(98)80022-4, for the force.
+    """
+
+    def __init__(
+        self,
+        *,
+        form="velocity",
+        max_displacement=16.0,
+        filters=16,
+        depth=4,
+        spacing=2,
+        squarings=6,
+        **kwargs,
+    ):
+        # Half types count pixels up to 2048 only: the convolutions cast for themselves.
+        super().__init__(**{"autocast": False, **kwargs})
+        spacing = _checks.whole_number("spacing", spacing, at_least=1)
+        if spacing & (spacing - 1):
+            raise ValueError(_checks.message("`spacing` must be a power of 2.", {"spacing": spacing}))
+        self.options = {
+            "form": _checks.choice("form", form, FORMS),
+            "max_displacement": _checks.number("max_displacement", max_displacement, at_least=1e-3),
+            "filters": _checks.whole_number("filters", filters, at_least=1),
+            "depth": _checks.whole_number("depth", depth, at_least=1),
+            "spacing": spacing,
+            "squarings": _checks.whole_number("squarings", squarings, at_least=0),
+        }
+        self.convolutions = []
+
+    def build(self, input_shape):
+        """Makes the convolutions, once the channels are known."""
+        if self.built:
+            return
+        rank, channels = _checked_shapes(*input_shape)
+        filters = self.options["filters"]
+        seen = 2 * channels + rank
+        for level in range(self.options["depth"]):
+            coarsest = level == self.options["depth"] - 1
+            for part, inputs, outputs in (
+                ("first", seen + (0 if coarsest else filters), filters),
+                ("second", filters, filters),
+                ("field", filters, rank),
+            ):
+                name, options = f"level_{level}_{part}", _options_of(part)
+                layer = _CONVOLUTIONS[rank](outputs, 3, padding="same", name=name, **options)
+                layer.build((None,) * (rank + 1) + (inputs,))
+                self.convolutions.append(layer)
+        self.built = True
+
+    def twin(self, *, own):
+        """A network like this one with the same weights: layers whose names are in `own` are copied, others shared."""
+        if not self.built:
+            raise ValueError(_checks.message("The network must be built.", {"built": False}, "Call it once."))
+        config = {**self.get_config(), "name": f"{self.name}_twin"}
+        other = type(self).from_config(config)
+        for layer in self.convolutions:
+            if layer.name in own:
+                copy = type(layer).from_config(layer.get_config())
+                copy.build((None,) * (layer.rank + 1) + (layer.get_weights()[0].shape[-2],))
+                copy.set_weights(layer.get_weights())
+                layer = copy
+            other.convolutions.append(layer)
+        other.built = True
+        return other
+
+    def call(self, inputs):
+        """The displacement field of `[prediction, label]`."""
+        prediction, label = (tf.cast(_checks.floating(one, name), tf.float32) for name, one in zip(_INPUTS, inputs))
+        rank = _checks.spatial_rank("prediction", prediction)
+        channels, shape = prediction.shape[-1], geometry.spatial_shape(prediction)
+        spacing, depth = self.options["spacing"], self.options["depth"]
+        grids = _pyramid(_normalised(prediction, label), spacing, depth, rank)
+        field, features = None, None
+        for level in reversed(range(depth)):
+            first, second, last = self.convolutions[3 * level : 3 * level + 3]
+            pixel, size = float(spacing * 2**level), geometry.spatial_shape(grids[level])
+            fixed, moving = grids[level][..., :channels], grids[level][..., channels:]
+            above = []
+            if field is not None:
+                field = displacements.from_control_points(field, shape=size, spacing=2)
+                known = self._displacement(field, pixel=pixel, squarings=_BETWEEN_LEVELS) / pixel
+                moving, _ = resample.sample(moving, geometry.centered_grid(size) + known, interpolation="linear")
+                above = [tf.cast(_doubled(features, size), tf.float32)]
+            features = second(first(tf.concat([fixed, moving, _force(fixed, moving), *above], axis=-1)))
+            change = pixel * last(features)
+            field = change if field is None else field + change
+        field = self._displacement(field, pixel=float(spacing), squarings=self.options["squarings"])
+        return displacements.from_control_points(field, shape=shape, spacing=spacing)
+
+    def _displacement(self, field, *, pixel, squarings):
+        """What the field of a level with pixels of that size stands for, within the bound; pixels of the full grid."""
+        bound = self.options["max_displacement"]
+        field = bound * tf.tanh(field / bound)
+        if self.options["form"] == "displacement":
+            return field
+        return pixel * displacements.integrate(field / pixel, squarings=squarings)
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {**super().get_config(), **self.options}
+
+
+def _options_of(name):
+    """Of a convolution; the one that gives the field starts near zero."""
+    if name == "field":
+        return {"kernel_initializer": keras.initializers.RandomNormal(stddev=1e-4), "dtype": "float32"}
+    return {"activation": "relu", "kernel_initializer": "he_normal"}
+
+
+def _checked_shapes(prediction, label):
+    """Rank and channels of two shapes `(batch, *spatial, channels)`, which must agree."""
+    received = {"prediction.shape": tuple(prediction), "label.shape": tuple(label)}
+    if len(prediction) - 2 not in _CONVOLUTIONS or len(prediction) != len(label):
+        requirement = "`prediction` and `label` must be (batch, *spatial, channels) with 1, 2 or 3 spatial axes."
+        raise ValueError(_checks.message(requirement, received))
+    if prediction[-1] is None or prediction[-1] != label[-1]:
+        raise ValueError(_checks.message("`prediction` and `label` must have the same, known channels.", received))
+    return len(prediction) - 2, prediction[-1]
+
+
+def _normalised(prediction, label):
+    """Both, one after the other in the channels, `(batch, *spatial, 2 channels)`: mean 0, variance 1."""
+    pair = tf.concat([prediction, label], axis=-1)
+    pair = tf.where(tf.math.is_finite(pair), pair, 0.0)
+    axes = list(range(1, pair.shape.rank))
+    mean = tf.reduce_mean(pair, axis=axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(pair - mean), axis=axes, keepdims=True)
+    # Relative to the values: what rounding leaves of a flat pair is no texture.
+    floor = 1e-6 * tf.reduce_mean(tf.square(pair), axis=axes, keepdims=True) + 1e-30
+    return tf.clip_by_value((pair - mean) * tf.math.rsqrt(variance + floor), -_SHARPEST, _SHARPEST)
+
+
+def _pyramid(values, spacing, depth, rank):
+    """Means over ever larger pixels: a list of `depth` grids, the finest with pixels of `spacing`."""
+    grids, pixel = [], 1
+    while len(grids) < depth:
+        if pixel >= spacing:
+            grids.append(values)
+        values = tf.nn.avg_pool(values, 2, 2, "SAME")
+        pixel *= 2
+    return grids
+
+
+def _force(fixed, moving):
+    """What moves `moving` towards `fixed` by the slope of both, `(batch, *spatial, d)`, pixels, at most half of one."""
+    rank, difference = fixed.shape.rank - 2, fixed - moving
+    slopes = [0.5 * displacements.central_difference(fixed + moving, axis) for axis in range(1, rank + 1)]
+    square = tf.reduce_sum(tf.add_n([tf.square(slope) for slope in slopes]) + tf.square(difference), axis=-1)
+    pulls = tf.stack([tf.reduce_sum(difference * slope, axis=-1) for slope in slopes], axis=-1)
+    return pulls / (square[..., tf.newaxis] + 1e-3)
+
+
+def _doubled(features, shape):
+    """Every pixel twice along each axis, cut to `shape`."""
+    for axis, size in enumerate(shape, start=1):
+        features = tf.gather(features, tf.range(size) // 2, axis=axis)
+    return features
