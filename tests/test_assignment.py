@@ -116,6 +116,17 @@ def test_the_mean_label_has_the_gradient_of_all_shifts(rng):
     np.testing.assert_allclose(tape.gradient(loss, variable), gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("base", ["mse", "mae"])
+def test_sizes_known_only_at_run_time(rng, base):
+    label, prediction, _ = noisy_pair(rng, noise=0.8)
+
+    def loss(y, p):
+        return tfalign.shift_invariant_loss(y, p, base, max_shift=BOUND, assignment="soft")
+
+    traced = tf.function(loss, input_signature=[tf.TensorSpec((None, None, None, 2))] * 2)
+    np.testing.assert_allclose(traced(label, prediction), loss(label, prediction), rtol=1e-4)
+
+
 def test_turned_labels_softly(rng):
     label, prediction = turned_pair(rng, made([[2.0, -3.0], [-4.0, 1.0]], rotation=[[5.0], [0.0]]))
     options = {"max_shift": 6, "max_rotation": 8.0}

@@ -9,7 +9,7 @@ import skimage.metrics
 import tensorflow as tf
 
 import tfalign
-from tfalign import metrics
+from tfalign import _keras, metrics
 from tfalign.metrics import pairs
 from tfalign.ops import filters, geometry
 
@@ -606,6 +606,22 @@ def test_a_loaded_model_has_its_metrics(data, tmp_path):
     found = keras.models.load_model(tmp_path / "model.keras").evaluate(*data, return_dict=True, verbose=0)
     assert set(found) >= {"in_place_mae", "shift_invariant_mse", "worst"}
     np.testing.assert_allclose([found[name] for name in expected], list(expected.values()), rtol=1e-5)
+
+
+def test_callbacks_know_which_way_is_better(data):
+    """Keras 3 asks the metric, and raises if it does not know."""
+    inputs, labels = data
+    for metric, better in (
+        (metrics.InPlace("mae", label_extras="mask"), np.less),
+        (metrics.PSNR(label_extras="mask"), np.greater if _keras.IS_KERAS_3 else None),
+        (metrics.InPlace(keras.metrics.BinaryAccuracy(), name="right", label_extras="mask"), None),
+    ):
+        model = identity_network()
+        model.compile("sgd", loss=no_loss, metrics=[metric], run_eagerly=True)
+        stop = keras.callbacks.EarlyStopping(metric.name, mode="auto" if better else "max")
+        model.fit(inputs, labels, callbacks=[stop], verbose=0)
+        # Of NumPy in Keras 2, of Keras in Keras 3.
+        assert bool(stop.monitor_op(1.0, 2.0)) == (better is np.less)
 
 
 def test_options_are_keyword_only():

@@ -8,6 +8,8 @@ averaged.
 Source: Dempster, Laird & Rubin (1977), doi:10.1111/j.2517-6161.1977.tb01600.x.
 """
 
+import math
+
 import tensorflow as tf
 
 from tfalign import _aligned_loss, _pixel_loss
@@ -59,8 +61,8 @@ def _expected_loss(parts, moves, posterior, base, search):
     if base.wants_mean:
         aligned, weight = _expected_label(parts, moves, posterior, base, search, max_shift)
         return _pixel_loss.per_sample(aligned, parts.prediction, weight[..., 0], base)
-    flat = tf.reshape(posterior, [tf.shape(posterior)[0], -1])
-    shares, best = tf.math.top_k(flat, min(_LIKELIEST, flat.shape[1]))
+    size = math.prod(posterior.shape[1:])
+    shares, best = tf.math.top_k(tf.reshape(posterior, [-1, size]), min(_LIKELIEST, size))
     shifts = tf.gather(peak.window_shifts(max_shift, parts.label.dtype), best)  # (batch, likeliest, d)
 
     def loss_of(shift):
@@ -95,8 +97,9 @@ def _spread(found, network, moved):
     moves = tf.where(is_turned[:, tf.newaxis, tf.newaxis], found.transform, identity)
     if network is not None:
         moves = geometry.compose(moves, geometry.invert(network))
-    flat = tf.reshape(found.posterior_map, [tf.shape(found.posterior_map)[0], -1])
-    middle = tf.one_hot([flat.shape[1] // 2], flat.shape[1], dtype=flat.dtype)
+    size = math.prod(found.posterior_map.shape[1:])
+    flat = tf.reshape(found.posterior_map, [-1, size])
+    middle = tf.one_hot([size // 2], size, dtype=flat.dtype)
     posterior = tf.reshape(tf.where(moved[:, tf.newaxis], flat, middle), tf.shape(found.posterior_map))
     posterior.set_shape(found.posterior_map.shape)
     return tf.where(moved[:, tf.newaxis, tf.newaxis], moves, identity), posterior

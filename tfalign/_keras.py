@@ -65,3 +65,14 @@ class Loss(keras.losses.Loss):
 def without_autograph(function):
     """Keras 2.15 converts `Loss.call` with AutoGraph, Keras 3 does not: never."""
     return tf.autograph.experimental.do_not_convert(function)
+
+
+def direction_of(metric):
+    """Whether more ("up") or less ("down") of a metric is better, where Keras 3 knows; else None."""
+    return getattr(metric, "_direction", None)
+
+
+def set_direction(metric, direction):
+    """Tells the callbacks of Keras 3 that watch `metric`, for which there is no public way; Keras 2 goes by names."""
+    if direction is not None:
+        metric._direction = direction

@@ -14,12 +14,12 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def write_files(folder, *, classes=False):
+def write_files(folder, *, classes=False, shifts=SHIFTS):
     """Writes `inputs` and `labels`; the label is the input's picture, or what is bright in it, moved."""
     rng = np.random.default_rng(5)
     for name in ("inputs", "labels"):
         (folder / name).mkdir(parents=True)
-    for name, (row, column) in SHIFTS.items():
+    for name, (row, column) in shifts.items():
         field = scipy.ndimage.gaussian_filter(rng.standard_normal((80, 56)), 2)
         whole = np.uint8(255 * (field - field.min()) / np.ptp(field))
         label = np.uint8(whole > 128) if classes else whole

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import keras
 import numpy as np
@@ -58,6 +59,21 @@ def test_the_run_folder_holds_what_is_promised(finished):
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     assert not list(out.rglob("*part-*"))
     assert not list(out.rglob("*.part"))
+
+
+def test_labels_that_are_all_off_alike_are_said(finished, tmp_path):
+    out, summary = finished
+    assert summary["offset_check"] == json.loads((out / "offset.json").read_text())
+    assert summary["offset_check"]["warning"] is None
+    assert summary["offset_check"]["examined"] > 0
+    small_run.write_files(tmp_path / "files", shifts=dict.fromkeys(small_run.SHIFTS, (2, -1)))
+    said, options = [], {"epochs": 1, "steps_per_epoch": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        summary = train.run(tmp_path / "run", small_run.settings(tmp_path / "files", **options), announce=said.append)
+    np.testing.assert_allclose(summary["offset_check"]["offset"], [2, -1], atol=0.2)
+    assert any("Warning: On average the labels lie 2.0 px down" in line for line in said)
+    assert "On average the labels lie 2.0 px down" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_epoch_has_a_line(finished):

@@ -48,8 +48,8 @@ def bending(network, scale=0.3):
 
 
 def small(channels=2, rank=2, bent=False, **options):
-    network = warper(rank=rank, channels=channels)
     keras.utils.set_random_seed(11)
+    network = warper(rank=rank, channels=channels)
     return DeformableModel(predictor(channels, rank), bending(network) if bent else network, **options)
 
 

@@ -48,7 +48,8 @@ def test_stays_inside_its_bound_and_folds_only_as_a_displacement(rng, size, spac
     assert 1.5 < np.max(np.abs(direct(inputs))) <= 5.0 + 1e-5
     assert np.max(np.abs(flow(inputs))) <= 5.0 + 1e-5
     np.testing.assert_array_equal(displacements.fold_share(flow(inputs)), [0.0, 0.0])
-    assert np.max(displacements.fold_share(direct(inputs))) > 0.0
+    if len(size) == 2:
+        assert np.max(displacements.fold_share(direct(inputs))) > 0.0
 
 
 def test_eager_graph_and_xla_agree(rng, run):

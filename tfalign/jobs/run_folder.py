@@ -47,6 +47,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.versions_file = self.path / "versions.json"
         self.data_file = self.path / "data.json"
+        self.offset_file = self.path / "offset.json"
         self.cache = self.path / "cache"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -115,6 +116,7 @@ class RunFolder:
         is_same = not is_new and self._is_same(config)
         if not is_same:
             self.data_file.unlink(missing_ok=True)
+            self.offset_file.unlink(missing_ok=True)
             _files.write_text(self.config_file, configs.text_of(config))
         self.checkpoints.mkdir(exist_ok=True)
         if not (is_same and self.versions_file.exists()):

@@ -126,6 +126,9 @@ def _tiles(records, labels):
 def _remarks(records, labels, max_shift):
     summary = records.summary
     said = misalignment.remarks(labels, misalignment.files_of(labels), max_shift=max_shift, drift=_drift(summary))
+    offset = (summary.get("offset_check") or {}).get("warning")
+    if offset:
+        said.append(offset)
     if records.skipped:
         count = len(records.skipped)
         said.append(f"{'1 file was' if count == 1 else f'{count} files were'} left out; they are named at the end.")

@@ -1,13 +1,16 @@
 """Trains a network on a folder of inputs and labels, into a run folder that goes on after a kill."""
 
 import time
+import warnings
 import zipfile
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
 from tfalign.callbacks import AlignmentLog
+from tfalign.data import offset_check
 from tfalign.export import ModelCard, export_serving
 from tfalign.jobs import board, files, measures, networks, run_data, run_report, stopping
 from tfalign.jobs.config import AUTO
@@ -39,6 +42,7 @@ def run(out, config, *, track=lambda description, total: lambda steps: None, ann
         data = run_data.prepared(config, folder, track=track, announce=announce)
         keras.utils.set_random_seed(config.seed)
         training = _Training(folder, config, data, track, announce)
+        training.check_offset()
         training.fit()
         return training.finish()
 
@@ -55,6 +59,21 @@ class _Training:
         self.monitor = self._monitor()
         self.board = board.Board(folder.path / "tensorboard", data, config) if config.tensorboard else None
         self.rows = self._resumed()
+
+    def check_offset(self):
+        """Says, once, whether all labels are off in the same direction: what training cannot see."""
+        if not self.folder.offset_file.exists():
+            batches = run_data.every_batch(self.data.cache, "train", self.config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # it is announced
+                found = offset_check(batches, max_shift=self.config.max_shift)
+            numbers = {name: [float(value) for value in getattr(found, name)] for name in ("offset", "standard_error")}
+            known = numbers if found.labels and np.all(np.isfinite(found.offset)) else {}
+            told = {**known, "labels": found.labels, "examined": found.examined, "warning": found.warning}
+            files.write_json(self.folder.offset_file, told)
+        warning = files.read_json(self.folder.offset_file)["warning"]
+        if warning:
+            self.announce(f"Warning: {warning}")
 
     def fit(self):
         """Trains until the last epoch, or until there is a reason to stop."""
@@ -188,6 +207,7 @@ class _Training:
             "stopped": reason,
             "validation_labels_lie_right": data.has_truth,
             **scores,
+            "offset_check": files.read_json(self.folder.offset_file),
             "drift": [float(value) for value in self.model.loss.drift[: data.rank]],
             "alignment_confidence": self.model.loss.confidence,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),

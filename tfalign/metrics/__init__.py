@@ -10,7 +10,7 @@ raise. `ShiftInvariant` takes a metric after registration; `MeanShift` and `Shif
         loss=tfalign.ShiftInvariantLoss("mae", max_shift=8),
         metrics=[tfalign.metrics.InPlace("mae"), tfalign.metrics.ShiftAtBound(max_shift=8)],
     )
-    model.fit(..., callbacks=[keras.callbacks.EarlyStopping("val_in_place_mae", patience=10)])
+    model.fit(..., callbacks=[keras.callbacks.EarlyStopping("val_in_place_mae", mode="min", patience=10)])
 
 Keras gives sample weights to what `compile(weighted_metrics=[...])` lists, as it does to its own metrics. Make metrics
 under a strategy's scope, as Keras asks of its own.

@@ -15,9 +15,10 @@ class DenseMetric(keras.metrics.Metric):
     A subclass says how the two are laid on one grid (`_laid`), what is counted there (`add`), and the `result`.
     """
 
-    def __init__(self, *, label_extras, ignore_class, name, dtype):
+    def __init__(self, *, label_extras, ignore_class, name, dtype, direction):
         label_extras = checked_extras(label_extras)
         super().__init__(name=name, dtype=dtype)
+        _keras.set_direction(self, direction)
         self.label_extras = label_extras
         self.ignore_class = ignore_class
 

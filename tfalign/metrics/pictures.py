@@ -97,6 +97,7 @@ class PSNR(MeanOfSamples):
     """Peak signal-to-noise ratio in place, dB: the mean over samples of `10 log10(max_value^2 / mse)`.
 
     An exact sample counts as 138 dB. Sizes that differ, unknown pixels and appended channels are as in `InPlace`.
+    Callbacks of Keras 2 that watch it need `mode="max"`.
 
     Args:
         max_value: the range of the values: 1 of [0, 1], 255 of bytes.
@@ -112,7 +113,7 @@ class PSNR(MeanOfSamples):
 
     def __init__(self, *, max_value=1.0, label_extras=(), ignore_class=None, name="psnr", dtype=None):
         max_value = _positive("max_value", max_value)
-        super().__init__(label_extras=label_extras, ignore_class=ignore_class, name=name, dtype=dtype)
+        super().__init__(label_extras=label_extras, ignore_class=ignore_class, name=name, dtype=dtype, direction="up")
         self.max_value = max_value
 
     def _values(self, pair):
@@ -131,6 +132,7 @@ class SSIM(MeanOfSamples):
 
     The index of `tf.image.ssim`, and of scikit-image with `gaussian_weights=True, use_sample_covariance=False`. Windows
     with a pixel that does not count are left out. Sizes that differ and appended channels are as in `InPlace`.
+    Callbacks of Keras 2 that watch it need `mode="max"`.
 
     Args:
         max_value: the range of the values: 1 of [0, 1], 255 of bytes.
@@ -169,7 +171,7 @@ class SSIM(MeanOfSamples):
             "k1": _checks.number("k1", k1, at_least=0.0),
             "k2": _checks.number("k2", k2, at_least=0.0),
         }
-        super().__init__(label_extras=label_extras, ignore_class=ignore_class, name=name, dtype=dtype)
+        super().__init__(label_extras=label_extras, ignore_class=ignore_class, name=name, dtype=dtype, direction="up")
         self._window = window
 
     def _values(self, pair):

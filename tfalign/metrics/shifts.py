@@ -12,8 +12,8 @@ from tfalign.metrics.base import MeanOfSamples
 class _ShiftMetric(MeanOfSamples):
     """The mean of something that is known of each registered label."""
 
-    def __init__(self, *, search, label_extras, ignore_class, name, dtype):
-        super().__init__(label_extras=label_extras, ignore_class=ignore_class, name=name, dtype=dtype)
+    def __init__(self, *, search, **options):
+        super().__init__(**options)
         self.search = search
 
     def _laid(self, pair):
@@ -68,6 +68,7 @@ class MeanShift(_ShiftMetric):
             ignore_class=ignore_class,
             name=name or ("mean_shift" if axis is None else f"mean_shift_{axis}"),
             dtype=dtype,
+            direction="down" if axis is None else None,
         )
         self.axis = axis
         self.min_confidence = min_confidence
@@ -117,6 +118,7 @@ class ShiftAtBound(_ShiftMetric):
             ignore_class=ignore_class,
             name=name,
             dtype=dtype,
+            direction="down",
         )
 
     def _values(self, pair):

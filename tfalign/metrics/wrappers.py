@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tfalign import _checks
+from tfalign import _checks, _keras
 from tfalign.metrics import pairs
 from tfalign.metrics.base import DenseMetric
 
@@ -16,7 +16,11 @@ class _Wrapper(DenseMetric):
     def __init__(self, metric, *, spatial, prefix, label_extras, ignore_class, name, dtype):
         inner = _resolved(metric, bool(spatial), dtype)
         super().__init__(
-            label_extras=label_extras, ignore_class=ignore_class, name=name or f"{prefix}_{inner.name}", dtype=dtype
+            label_extras=label_extras,
+            ignore_class=ignore_class,
+            name=name or f"{prefix}_{inner.name}",
+            dtype=dtype,
+            direction=_keras.direction_of(inner),
         )
         self.metric = inner
         self.spatial = bool(spatial)
@@ -71,7 +75,7 @@ class InPlace(_Wrapper):
     """A Keras metric at the coordinates as they are: nothing is aligned before it is scored.
 
     The aligned loss, and so `val_loss`, cannot see a network that sits beside its input; this can. Let `EarlyStopping`
-    and `ModelCheckpoint` watch it: `monitor="val_in_place_mae"`.
+    and `ModelCheckpoint` watch it: `monitor="val_in_place_mae", mode="min"`.
 
     Where label and prediction differ in size the larger is cut to the smaller around their common centre, on each axis
     by itself. Label pixels that are non-finite, of `ignore_class`, or of "mask" 0 are left out; the others are given to

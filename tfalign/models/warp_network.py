@@ -179,7 +179,7 @@ class WarpNetwork(keras.Model):
 
     def get_config(self):
         """The arguments of the constructor."""
-        return {**super().get_config(), **self.options}
+        return {"name": self.name, **self.options}
 
 
 def _options_of(name):
