@@ -1,5 +1,7 @@
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks.quality import runs, tables
 from benchmarks.quality.__main__ import FORMS, expected
@@ -17,8 +19,25 @@ def small(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
-def test_every_arm_trains_and_keeps_its_record(small, arm):
-    run = runs.Run("T1", "M11" if arm == "per-image" else "M1", arm, 0)
+def test_every_arm_has_labels_and_a_loss_with_a_gradient(small, arm):
+    cell = CELLS[{"per-image": "M11", "anchors": "M3"}.get(arm, "M1")]
+    data = patches(TASKS["T1"], cell, 0)
+    labels, loss = ARMS[arm].prepare(TASKS["T1"], cell, data)
+    assert labels.dtype == np.float32
+    assert len(labels) == len(data.inputs)
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    predictions = tf.Variable(np.float32(np.random.default_rng(0).random((4, *data.inputs.shape[1:-1], 3))))
+    with tf.GradientTape() as tape:
+        value = tf.reduce_mean(loss(labels[:4], predictions))
+    gradient = tape.gradient(value, predictions).numpy()
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient != 0)
+
+
+@pytest.mark.parametrize("arm", ["plain", "tfalign", "anchors", "running-mean"])
+def test_an_arm_trains_and_keeps_its_record(small, arm):
+    run = runs.Run("T1", "M3" if arm == "anchors" else "M1", arm, 0)
     record = runs.do(run)
     assert np.isfinite(record["score"])
     assert record["score_moved_back"] >= record["score"] - 3

@@ -248,8 +248,9 @@ def fitted():
 def test_every_way_to_compile_gives_the_same_training(fitted, mode):
     expected, logs, evaluated = fitted("graph")
     other, other_logs, other_evaluated = fitted(mode)
+    # A field that is nearly 0 reads at whole pixels, where rounding decides which slope the gradient is of.
     for one, two in zip(expected, other):
-        np.testing.assert_allclose(two, one, atol=2e-4)
+        np.testing.assert_allclose(two, one, atol=2e-3 if mode == "xla" else 2e-4)
     assert {"loss", "warp_loss", "displacement", "folds"} <= set(logs)
     for name in ("loss", "warp_loss", "displacement"):
         np.testing.assert_allclose(other_logs[name], logs[name], rtol=5e-3, atol=1e-4)
@@ -425,8 +426,8 @@ def test_the_equivariance_penalty_sees_an_offset_and_not_a_predictor_in_place():
             found[way, offset] = float(model._inequivariance(tf.constant(x), model(x), Task.of("mae")))
         assert found[way, 0] <= ways[way]
     # A constant offset commutes with what is nearly a translation everywhere.
-    assert found["flip", 1] > 0.1
-    assert found["rotate", 1] > 0.1
+    for way in ("flip", "rotate"):
+        assert found[way, 1] > 2 * found[way, 0] + 0.03
 
 
 def test_sample_weights(rng):
@@ -557,7 +558,7 @@ class Subclassed(keras.Model):
         return {"name": self.name}
 
 
-def test_a_subclassed_predictor_is_built_at_its_first_call():
+def test_a_subclassed_predictor_is_built_at_its_first_call_and_saved(tmp_path):
     x, _, y, _ = scene(4)
     model = DeformableModel(Subclassed(), warper())
     model.compile("adam", loss="mae")
@@ -567,6 +568,10 @@ def test_a_subclassed_predictor_is_built_at_its_first_call():
     for one, two in zip(model.predictor.get_weights(), model.predictor_twin.get_weights()):
         assert one.shape == two.shape
         assert np.all(np.isfinite(two))
+    model.save(tmp_path / "whole.keras")
+    again = keras.models.load_model(tmp_path / "whole.keras")
+    for one, two in zip(weights(model), weights(again)):
+        np.testing.assert_array_equal(one, two)
     with pytest.raises(ValueError, match="`frozen` must be"):
         DeformableModel(Subclassed(), warper(), frozen=["own"]).build((None, 8, 8, 1))
 

@@ -125,7 +125,7 @@ class DeformableModel(keras.Model):
         self.warp_loss_tracker = keras.metrics.Mean(name="warp_loss")
         self.displacement_tracker = keras.metrics.Mean(name="displacement")
         self.folds_tracker = keras.metrics.Mean(name="folds")
-        self._twins = None
+        self._twins, self._inputs = None, None
         if predictor.built and getattr(predictor, "input_shape", None) is not None:
             self.build(predictor.input_shape)
 
@@ -135,7 +135,16 @@ class DeformableModel(keras.Model):
             # Also inside a traced step: weights are copied.
             with tf.init_scope():
                 self._build(input_shape)
-            self.built = True
+            self._inputs, self.built = input_shape, True
+
+    def get_build_config(self):
+        """What a Keras file needs to make the twins; Keras 2 keeps it of plain layers only."""
+        return {"input_shape": self._inputs} if self.built else None
+
+    def build_from_config(self, config):
+        """Makes the twins that `get_build_config` describes."""
+        shape = config["input_shape"]
+        self.build(shape if isinstance(shape[-1], (list, tuple)) else tuple(shape))
 
     def _build(self, input_shape):
         if not self.predictor.built:

@@ -108,12 +108,14 @@ class WarpNetwork(keras.Model):
             "squarings": _checks.whole_number("squarings", squarings, at_least=0),
         }
         self.convolutions = []
+        self._channels = None
 
     def build(self, input_shape):
         """Makes the convolutions, once the channels are known."""
         if self.built:
             return
         rank, channels = _checked_shapes(*input_shape)
+        self._channels = (rank, channels)
         filters = self.options["filters"]
         seen = 2 * channels + rank
         for level in range(self.options["depth"]):
@@ -142,7 +144,7 @@ class WarpNetwork(keras.Model):
                 copy.set_weights(layer.get_weights())
                 layer = copy
             other.convolutions.append(layer)
-        other.built = True
+        other._channels, other.built = self._channels, True
         return other
 
     def call(self, inputs):
@@ -176,6 +178,15 @@ class WarpNetwork(keras.Model):
         if self.options["form"] == "displacement":
             return field
         return pixel * displacements.integrate(field / pixel, squarings=squarings)
+
+    def get_build_config(self):
+        """What a Keras file needs to make the weights; Keras 2 keeps it of plain layers only."""
+        return {"channels": self._channels} if self.built else None
+
+    def build_from_config(self, config):
+        """Makes the weights that `get_build_config` describes."""
+        rank, channels = config["channels"]
+        self.build([(None,) * (rank + 1) + (channels,)] * 2)
 
     def get_config(self):
         """The arguments of the constructor."""
