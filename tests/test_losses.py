@@ -213,6 +213,24 @@ def test_class_ids_and_logits(rng):
         np.testing.assert_allclose(np.mean(loss), expected, rtol=1e-5)
 
 
+class OnLogits(keras.losses.Loss):
+    """A loss of somebody else's that takes each channel as a logit of its own."""
+
+    def call(self, y_true, y_pred):
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y_true, y_pred), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "from_logits": True}
+
+
+@pytest.mark.parametrize("base", [OnLogits(), keras.losses.BinaryCrossentropy(from_logits=True)])
+def test_single_logits_are_compared_as_probabilities(rng, base):
+    label = (rng.random((2, 30, 30, 1)) > 0.5).astype(np.float32)
+    prediction = 6.0 * label[:, 8:20, 8:20] - 3.0
+    loss = tfalign.shift_invariant_loss(label[:, 3:23, 6:26], prediction, base, max_shift=3)
+    np.testing.assert_allclose(loss, np.full(2, np.log1p(np.exp(-3.0))), rtol=1e-4)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_signals_and_volumes(rng, rank):
     size = {1: 64, 3: 12}[rank]

@@ -54,8 +54,7 @@ class PixelLoss(NamedTuple):
             )
         config, activation = function.get_config(), None
         if config.get("from_logits"):
-            binary = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
-            activation = tf.sigmoid if isinstance(function, binary) else tf.nn.softmax
+            activation = tf.nn.softmax if isinstance(function, _JOINING_CLASSES) else tf.sigmoid
         return cls(
             call=function.call,
             is_sparse=isinstance(function, keras.losses.SparseCategoricalCrossentropy),

@@ -1,9 +1,10 @@
 """Metrics that tell the truth about networks trained on misaligned labels.
 
 A network that an aligned loss trains may sit beside its input and nothing in that loss would show it: `val_loss` is the
-aligned loss, blind to drift. So watch a metric *in place*, on labels that are known to lie right or have a scatter
-around their inputs: `InPlace`, `PSNR`, `SSIM`. They read the centre of a label with a margin, where Keras's own metrics
-raise. `ShiftInvariant` takes a metric after registration; `MeanShift` and `ShiftAtBound` tell what it found.
+aligned loss, blind to drift. So watch a metric *in place*, on labels that are known to lie right: `InPlace`, `PSNR`,
+`SSIM`. They read the centre of a label with a margin, where Keras's own metrics raise. (Against labels that are off, a
+blurred network looks best in place.) `ShiftInvariant` takes a metric after registration; `MeanShift` and `ShiftAtBound`
+tell what it found.
 
     model.compile(
         "adam",
