@@ -30,7 +30,7 @@ def test_an_alignment_log_reaches_history_and_files(data, tmp_path):
     assert history["alignment_ready"] == [0.0] + 7 * [1.0]
     assert history["drift"][-1] == pytest.approx(np.linalg.norm(loss.drift))
     assert history["drift"][-1] == pytest.approx(1.0, abs=0.2)
-    assert history["batch_shift"][-1] == pytest.approx(1.0, abs=0.2)
+    assert history["alignment_shift"][-1] == pytest.approx(1.0, abs=0.2)
     assert history["alignment_confidence"] == sorted(history["alignment_confidence"])
     assert float(list(csv.DictReader(path.open()))[-1]["drift"]) == pytest.approx(history["drift"][-1])
 

@@ -272,6 +272,25 @@ def test_unknown_and_non_finite_shifts_do_not_count():
         np.testing.assert_array_equal(drift.pack(unchanged), drift.pack(state))
 
 
+def test_what_is_told_to_people(rng):
+    """Running mean and spread of the shifts, and the shares of labels on the bound and known too little."""
+    state = drift.initial((8, 4))
+    shifts = rng.integers(-3, 4, (200, 8, 2)) + np.array([1, 0])
+    shifts[:, 0] = [[8, 0]]
+    shifts[:, 1] = [[0, -4]]
+    confidence = np.ones((200, 8), np.float32)
+    confidence[:, 2:4] = 0.2
+    for one, known in zip(shifts, confidence):
+        told = tf.constant(one, tf.float32), tf.constant(known)
+        sums = drift.batch_sums(*told, min_confidence=0.5, max_shift=(8, 4))
+        state = drift.update(state, sums, warmup_steps=0, subpixel=False)
+    np.testing.assert_allclose(state.gated, 0.25, rtol=1e-4)
+    np.testing.assert_allclose(state.at_bound, 0.25, rtol=1e-4)
+    late = shifts[-40:][confidence[-40:] > 0.5].reshape(-1, 2)
+    np.testing.assert_allclose(state.shift[:2], late.mean(axis=0), atol=0.4)
+    np.testing.assert_allclose(state.spread[:2], late.std(axis=0), rtol=0.15)
+
+
 def test_sums_of_replicas_add_up(rng):
     shifts, confidence = rng.standard_normal((6, 2)).astype(np.float32), rng.uniform(0.3, 1, 6).astype(np.float32)
     linear = rng.standard_normal((6, 3, 3)).astype(np.float32)

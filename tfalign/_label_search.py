@@ -113,6 +113,10 @@ class Search(NamedTuple):
             inner.append(tf.maximum(size - 2 * cut, 1) if tf.is_tensor(size) else size - 2 * cut)
         return resample.crop_or_pad(prediction, inner)
 
+    def window(self, parts, cropped):
+        """Pixels that are searched on each axis, for the inner part of a prediction."""
+        return self.bounds(parts.prediction if self.crop == "max_shift" else cropped, parts.label)
+
     def registered(self, parts, cropped, base):
         """Registers each label to the inner part of its prediction, without gradient.
 
@@ -122,7 +126,6 @@ class Search(NamedTuple):
             base: a `PixelLoss`.
         """
         label, valid, prediction = parts.label, parts.valid, parts.prediction
-        max_shift = self.bounds(cropped, label) if self.crop != "max_shift" else self.bounds(prediction, label)
         fixed, whole = (tf.stop_gradient(_activated(side, base)) for side in (cropped, prediction))
         if base.is_sparse:
             label = tf.one_hot(tf.cast(tf.round(label[..., 0]), tf.int32), fixed.shape[-1], dtype=fixed.dtype)
@@ -138,7 +141,7 @@ class Search(NamedTuple):
         return registration.register(
             fixed,
             tf.stop_gradient(label),
-            max_shift=max_shift,
+            max_shift=self.window(parts, cropped),
             max_rotation=self.max_rotation,
             max_scale=self.max_scale,
             max_shear=self.max_shear,

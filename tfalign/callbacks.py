@@ -26,11 +26,15 @@ class AlignmentLog(keras.callbacks.Callback):
     needs the package tensorboard) gain, from the state of the loss:
 
     * "drift": the length of the network's estimated offset from its input, pixels;
-    * "batch_shift": the length of the mean shift of the last batch, pixels;
+    * "alignment_shift": the length of the running mean of the registered shifts, pixels;
+    * "alignment_spread": the length of their running standard deviation, pixels;
+    * "alignment_at_bound": the running share of labels whose shift lies on the bound of the search: raise it if large;
+    * "alignment_gated": the running share of labels that are known too little to be moved;
     * "alignment_confidence": the running mean confidence of the registered labels;
     * "alignment_ready": 1.0 once labels are aligned.
 
-    With a `dataset` they also gain what its registration finds; between registrations the latest values stand:
+    Running values are over the last 20 batches or so. With a `dataset` the logs also gain what its registration finds;
+    between registrations the latest values stand:
 
     * "label_shift": the length of the mean shift, pixels: the drift on this data, where its true shifts average to 0;
     * "label_spread": the root of the mean squared distance of the shifts from that, pixels;
@@ -287,7 +291,10 @@ def _state_of(loss):
     states = [drift.unpack(one) for one in ([packed] if loss.groups is None else tf.unstack(packed))]
     return {
         "drift": float(np.max(np.linalg.norm(loss.drift, axis=-1))),
-        "batch_shift": float(max(np.linalg.norm(state.previous) for state in states)),
+        "alignment_shift": float(max(np.linalg.norm(state.shift) for state in states)),
+        "alignment_spread": float(np.max(np.linalg.norm(loss.shift_spread, axis=-1))),
+        "alignment_at_bound": loss.share_at_bound,
+        "alignment_gated": loss.share_gated,
         "alignment_confidence": loss.confidence,
         "alignment_ready": float(loss.is_ready),
     }

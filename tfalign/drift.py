@@ -37,6 +37,7 @@ _READY_CONFIDENCE = 0.75  # registration is trusted once the running mean confid
 _LONGEST_WARMUP = 100  # updates; noisy labels may never look confident, and the plain loss blurs what was there
 _SETTLING = 100.0  # updates that `ready` takes to rise
 _CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 14 certain batches to be ready
+_TELLING_MEMORY = 0.95  # per batch, of what is told to people
 _FIRST_VARIANCE = 1.0  # px^2 of the belief before the first batch
 _MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
 _ANCHOR_VARIANCE = 0.1  # px^2, of the shift of one label that is known to lie right
@@ -65,6 +66,8 @@ class BatchSums(NamedTuple):
     sine: tf.Tensor
     confidence: tf.Tensor
     count: tf.Tensor
+    gated: tf.Tensor  # labels that are known too little to be moved
+    at_bound: tf.Tensor  # labels whose shift lies on the bound of the search
     linear: tf.Tensor | None = None  # `(AXES, 3)`, rotation, scale and shear where they are searched
     linear_squared: tf.Tensor | None = None
     anchor_weight: tf.Tensor | None = None  # of the labels that are known to lie right, where some may be
@@ -88,6 +91,10 @@ class DriftState(NamedTuple):
     coherence: tf.Tensor  # running mean of how well the fractions of consecutive batches agree, -1 .. 1
     batches: tf.Tensor  # that told a shift
     confidence: tf.Tensor  # running mean, from 0
+    gated: tf.Tensor  # running share of labels
+    at_bound: tf.Tensor  # running share of labels
+    shift: tf.Tensor  # px, running mean
+    shift_squared: tf.Tensor  # px^2, running mean
     updates: tf.Tensor  # batches seen
     anchored: tf.Tensor  # above 0 once a label was known to lie right
     ready: tf.Tensor  # above 0 once registration is trusted, and then rises to 1
@@ -97,6 +104,11 @@ class DriftState(NamedTuple):
     def mean(self):
         """The drift, `(AXES,)` pixels."""
         return self.origin + tf.reduce_sum(self.belief * _OFFSETS, axis=[1, 2])
+
+    @property
+    def spread(self):
+        """The standard deviation of the shifts of late, `(AXES,)` pixels."""
+        return tf.sqrt(tf.maximum(self.shift_squared - tf.square(self.shift), 0.0))
 
     @property
     def variance(self):
@@ -153,6 +165,10 @@ def initial(max_shift=(), *, max_rotation=0.0, max_scale=0.0, max_shear=0.0):
         coherence=zeros,
         batches=zeros,
         confidence=zeros,
+        gated=zeros,
+        at_bound=zeros,
+        shift=zeros,
+        shift_squared=zeros,
         updates=zeros,
         anchored=zeros,
         ready=zeros,
@@ -174,16 +190,20 @@ def unpack(packed):
     return DriftState._make([belief, *tf.unstack(single, num=_SINGLE, axis=1), linear])
 
 
-def batch_sums(translation, confidence, *, min_confidence, anchored=None, linear=None):
+def batch_sums(translation, confidence, *, min_confidence, max_shift=(), anchored=None, linear=None):
     """Sums over one batch; a shift that is not known well does not count, others by their confidence.
 
     Args:
         translation: `(batch, d)` pixels, sub-pixel. Non-finite samples are skipped.
         confidence: `(batch,)`.
         min_confidence: below it a sample has no weight.
+        max_shift: of the window, one int per axis, to tell the shifts that lie on its bound.
         anchored: `(batch,)` booleans, labels that are known to lie right: what is registered is the network's drift.
         linear: `(batch, AXES, 3)` of `tfalign.linear_drift.parameters`, finite, where they are searched.
     """
+    on_bound = tf.zeros_like(confidence, tf.bool)
+    for axis, bound in enumerate(max_shift):
+        on_bound |= (tf.abs(translation[:, axis]) > bound - 0.5) & (bound > 0)
     translation = tf.cast(tf.pad(translation, [[0, 0], [0, AXES - translation.shape[-1]]]), tf.float32)
     confidence = tf.cast(confidence, tf.float32)
     usable = tf.reduce_all(tf.math.is_finite(translation), axis=-1) & tf.math.is_finite(confidence)
@@ -209,6 +229,8 @@ def batch_sums(translation, confidence, *, min_confidence, anchored=None, linear
         sine=tf.reduce_sum(weight * tf.sin(phase), axis=0),
         confidence=ones * tf.reduce_sum(confidence),
         count=ones * tf.reduce_sum(tf.cast(usable, tf.float32)),
+        gated=ones * tf.reduce_sum(tf.cast(usable & (confidence < min_confidence), tf.float32)),
+        at_bound=ones * tf.reduce_sum(tf.cast(usable & on_bound, tf.float32)),
         **found,
     )
 
@@ -261,6 +283,10 @@ def update(state, sums, *, warmup_steps, subpixel):
     seen = sums.count > 0.0
     confidence = sums.confidence / tf.maximum(sums.count, 1.0)
     confidence = _CONFIDENCE_MEMORY * state.confidence + (1.0 - _CONFIDENCE_MEMORY) * confidence
+    gated, at_bound = (
+        _running(share / tf.maximum(sums.count, 1.0), old, state.updates <= 0.0)
+        for share, old in ((sums.gated, state.gated), (sums.at_bound, state.at_bound))
+    )
     updates = state.updates + 1.0
     if warmup_steps == "auto":
         now_ready = (confidence >= _READY_CONFIDENCE) | (updates >= _LONGEST_WARMUP)
@@ -279,6 +305,12 @@ def update(state, sums, *, warmup_steps, subpixel):
         coherence=tf.where(known & ~is_first, coherence, state.coherence),
         batches=state.batches + tf.cast(known, tf.float32),
         confidence=confidence,
+        gated=gated,
+        at_bound=at_bound,
+        shift=tf.where(known, _running(batch_mean, state.shift, is_first), state.shift),
+        shift_squared=tf.where(
+            known, _running(sums.shift_squared / weight, state.shift_squared, is_first), state.shift_squared
+        ),
         updates=updates,
         anchored=anchored,
         ready=tf.where(is_ready | now_ready, tf.minimum(state.ready + 1.0 / _SETTLING, 1.0), 0.0),
@@ -295,6 +327,10 @@ def update(state, sums, *, warmup_steps, subpixel):
     return DriftState(
         *(tf.where(_cellwise(seen) if new.shape.rank > 1 else seen, new, old) for new, old in zip(after, state))
     )
+
+
+def _running(new, old, is_first):
+    return tf.where(is_first, new, _TELLING_MEMORY * old + (1.0 - _TELLING_MEMORY) * new)
 
 
 def correction(state, *, rank, subpixel):

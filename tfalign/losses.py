@@ -272,6 +272,21 @@ class ShiftInvariantLoss(_keras.Loss):
         return float(np.min(self._of_each_group(lambda state: state.confidence[0])))
 
     @property
+    def shift_spread(self):
+        """The standard deviation of the shifts of late, pixels, one per axis: a NumPy array of 3."""
+        return self._of_each_group(lambda state: state.spread)
+
+    @property
+    def share_at_bound(self):
+        """The share of late labels whose shift lies on the bound of the search. Of groups the largest."""
+        return float(np.max(self._of_each_group(lambda state: state.at_bound[0])))
+
+    @property
+    def share_gated(self):
+        """The share of late labels that were known too little to be moved. Of groups the largest."""
+        return float(np.max(self._of_each_group(lambda state: state.gated[0])))
+
+    @property
     def is_ready(self):
         """Whether labels are aligned by now: the warm-up is over."""
         return bool(np.all(self._of_each_group(lambda state: state.ready[0]) > 0.0))
@@ -313,6 +328,7 @@ class ShiftInvariantLoss(_keras.Loss):
                 found.translation,
                 found.confidence,
                 min_confidence=self._search.min_confidence,
+                max_shift=self._search.window(part, inner),
                 anchored=part.anchored,
                 linear=linear_drift.parameters(found.transform) if self._search.turns else None,
             )

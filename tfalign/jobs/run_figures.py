@@ -90,7 +90,7 @@ def field(displacement):
     return _done(figure)
 
 
-_NOT_DRAWN = ("epoch", "seconds", "alignment_ready", "batch_shift")
+_NOT_DRAWN = ("epoch", "seconds", "alignment_ready", "alignment_shift", "alignment_at_bound", "alignment_gated")
 _TITLES = {
     "loss": "loss",
     "drift": "network's offset (px)",

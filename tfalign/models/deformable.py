@@ -16,7 +16,6 @@ MOVING = ("label", "prediction")
 EQUIVARIANCES = ("flip", "rotate", "elastic")
 _DRIFT_RATE = 0.05  # share of a step in the running mean displacement
 _COUNTS = 0.999  # weight from which a pixel counts: less is rounding, or a neighbour without data
-_GENERATOR = "philox"  # by default XLA draws otherwise
 _ELASTIC_RMS = 3.0  # px, of the moves under which a predictor should be equivariant
 _ELASTIC_SPACING = 16  # px, between their control points
 
@@ -89,6 +88,9 @@ class DeformableModel(keras.Model):
         >>> model.predictor.save("predictor.keras")
     """
 
+    built: bool  # for type checkers: it is Keras's
+    _twins: "Twins"
+
     def __init__(
         self,
         predictor,
@@ -125,7 +127,7 @@ class DeformableModel(keras.Model):
         self.warp_loss_tracker = keras.metrics.Mean(name="warp_loss")
         self.displacement_tracker = keras.metrics.Mean(name="displacement")
         self.folds_tracker = keras.metrics.Mean(name="folds")
-        self._twins, self._inputs = None, None
+        self._inputs = None
         if predictor.built and getattr(predictor, "input_shape", None) is not None:
             self.build(predictor.input_shape)
 
@@ -416,7 +418,7 @@ class Task(NamedTuple):
 
     def bounds(self, prediction, label):
         """Options of `tfalign.register` and the confidence from which its result counts."""
-        search, rank = self.search, prediction.shape.rank - 2
+        search, rank = self.search or {}, prediction.shape.rank - 2
         sizes, min_overlap = (prediction.shape[1:-1], label.shape[1:-1]), search.get("min_overlap", 0.5)
         max_shift = search.get("max_shift")
         if max_shift is None:
@@ -654,13 +656,13 @@ def _moved_alike(inputs, prediction, kinds, *, seed):
     replica = tf.distribute.get_replica_context()
     seed = [seed, 0 if replica is None else replica.replica_id_in_sync_group]
     rank, batch = inputs.shape.rank - 2, tf.shape(inputs)[0]
-    signs = tf.where(tf.random.stateless_uniform([batch, rank], seed, alg=_GENERATOR) < 0.5, -1.0, 1.0)
+    signs = tf.where(tf.random.stateless_uniform([batch, rank], seed) < 0.5, -1.0, 1.0)
     if kinds == ("flip",):
         for axis in range(rank):
             flips = tf.reshape(signs[:, axis] < 0.0, [-1] + [1] * (rank + 1))
             inputs, prediction = (tf.where(flips, tf.reverse(one, [axis + 1]), one) for one in (inputs, prediction))
         return inputs, prediction, tf.ones_like(prediction[..., 0])
-    angles = tf.random.stateless_uniform([batch, len(geometry.PLANES[rank])], seed, -180.0, 180.0, alg=_GENERATOR)
+    angles = tf.random.stateless_uniform([batch, len(geometry.PLANES[rank])], seed, -180.0, 180.0)
     transform = geometry.make(
         tf.zeros([batch, rank]),
         rotation=angles if "rotate" in kinds else None,
@@ -671,9 +673,7 @@ def _moved_alike(inputs, prediction, kinds, *, seed):
     if "elastic" in kinds:
         coarse = [-(-size // _ELASTIC_SPACING) for size in shape]
         # Splines of white noise have about half its variance for each axis.
-        drawn = (
-            _ELASTIC_RMS * 2.0 ** (rank / 2) * tf.random.stateless_normal([batch, *coarse, rank], seed, alg=_GENERATOR)
-        )
+        drawn = _ELASTIC_RMS * 2.0 ** (rank / 2) * tf.random.stateless_normal([batch, *coarse, rank], seed)
         field = displacements.from_control_points(drawn, shape=shape, spacing=_ELASTIC_SPACING)
     moved, _ = resample.warp(inputs, displacements.transformed(field, transform))
     field = resample.crop_or_pad(field, geometry.spatial_shape(prediction))

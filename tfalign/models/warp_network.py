@@ -83,6 +83,8 @@ class WarpNetwork(keras.Model):
         doi:10.1016/S1361-8415(98)80022-4, for the force.
     """
 
+    built: bool  # for type checkers: it is Keras's
+
     def __init__(
         self,
         *,
@@ -159,7 +161,7 @@ class WarpNetwork(keras.Model):
             first, second, last = self.convolutions[3 * level : 3 * level + 3]
             pixel, size = float(spacing * 2**level), geometry.spatial_shape(grids[level])
             fixed, moving = grids[level][..., :channels], grids[level][..., channels:]
-            above = []
+            above: list[tf.Tensor] = []
             if field is not None:
                 field = displacements.from_control_points(field, shape=size, spacing=2)
                 known = self._displacement(field, pixel=pixel, squarings=_BETWEEN_LEVELS) / pixel
@@ -225,7 +227,8 @@ def _normalised(prediction, label):
 
 def _pyramid(values, spacing, depth, rank):
     """Means over ever larger pixels: a list of `depth` grids, the finest with pixels of `spacing`."""
-    grids, pixel = [], 1
+    grids: list[tf.Tensor] = []
+    pixel = 1
     while len(grids) < depth:
         if pixel >= spacing:
             grids.append(values)

@@ -46,7 +46,7 @@ def compose(outer, inner):
 
 def at_points(displacement, coordinates):
     """Reads a displacement at centred `coordinates` `(batch, *output, d)`: `(batch, *output, d)`, pixels."""
-    return resample.sample(displacement, coordinates, interpolation="linear")[0]
+    return resample.sample(checked(displacement), coordinates, interpolation="linear")[0]
 
 
 def invert(displacement, *, iterations=5):
