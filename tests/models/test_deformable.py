@@ -7,7 +7,8 @@ from scipy import ndimage
 import tfalign
 from tfalign.data import misalign
 from tfalign.models import DeformableModel
-from tfalign.models.deformable import Task, _moved_back
+from tfalign.models._bent_labels import Task
+from tfalign.models.deformable import _moved_back
 from tfalign.ops import displacements, geometry
 
 SIZE, MARGIN = 16, 4

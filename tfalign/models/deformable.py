@@ -1,6 +1,5 @@
 """Training on bent labels: a predictor and a warp network, each learning beside a lagging twin of the other."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -8,16 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
-from tfalign.losses import ShiftInvariantLoss
+from tfalign.models._bent_labels import COUNTS, Labels, Task, mean_loss, where_known
+from tfalign.models._equivariance import EQUIVARIANCES, moved_alike
+from tfalign.models._twins import Twins
 from tfalign.models.warp_network import WarpNetwork
-from tfalign.ops import displacements, geometry, registration, resample, spline
+from tfalign.ops import displacements, geometry, registration, resample
 
 MOVING = ("label", "prediction")
-EQUIVARIANCES = ("flip", "rotate", "elastic")
 _DRIFT_RATE = 0.05  # share of a step in the running mean displacement
-_COUNTS = 0.999  # weight from which a pixel counts: less is rounding, or a neighbour without data
-_ELASTIC_RMS = 3.0  # px, of the moves under which a predictor should be equivariant
-_ELASTIC_SPACING = 16  # px, between their control points
 
 
 class Alignment(NamedTuple):
@@ -238,7 +235,7 @@ class DeformableModel(keras.Model):
             other, counts = _moved_back(other, field, moves)
             label, valid = labels.cropped(labels.dense)
             counts *= valid
-        warp_loss = _mean_loss(task.pixel_loss, label, other, counts, sample_weight)
+        warp_loss = mean_loss(task.pixel_loss, label, other, counts, sample_weight)
         energy = tf.reduce_mean(displacements.smoothness_energy(field))
         penalties = self.smoothness * tf.abs(tf.stop_gradient(warp_loss)) * energy
         if self.equivariance > 0.0:
@@ -256,17 +253,17 @@ class DeformableModel(keras.Model):
                 grid = geometry.centered_grid(geometry.spatial_shape(labels.values), bent.dtype)
                 bent = displacements.at_points(bent, grid[tf.newaxis])
             label, counts = labels.pulled(displacements.transformed(bent, moves), self.interpolation)
-            known = counts > _COUNTS
+            known = counts > COUNTS
         else:
             prediction, counts = _moved_back(prediction, bent, moves)
             if task.search is not None:
                 shape = geometry.spatial_shape(labels.values)
                 lost = resample.crop_or_pad(1.0 - counts[..., tf.newaxis], shape)[..., 0]
-                label, known = labels.values, labels.valid[..., 0] * (1.0 - lost) > _COUNTS
+                label, known = labels.values, labels.valid[..., 0] * (1.0 - lost) > COUNTS
             else:
                 label, valid = labels.cropped(labels.values)
-                known = counts * valid > _COUNTS
-        return _where_known(label, prediction, known, task)
+                known = counts * valid > COUNTS
+        return where_known(label, prediction, known, task)
 
     def _moves(self, prediction, labels, task):
         """The transforms `(batch, d+1, d+1)` that a `ShiftInvariantLoss` finds, else the identity."""
@@ -329,9 +326,9 @@ class DeformableModel(keras.Model):
             )
         step = tf.cast(tf.convert_to_tensor(self.drift_state)[0], tf.int32)
         meant = tf.stop_gradient(task.activated(prediction))
-        moved, wanted, counts = _moved_alike(x, meant, self.equivariances, seed=step)
+        moved, wanted, counts = moved_alike(x, meant, self.equivariances, seed=step)
         found = _checks.floating(self.predictor(moved, training=True), "prediction")
-        return _mean_loss(task.pixel_loss, wanted, found, counts, None)
+        return mean_loss(task.pixel_loss, wanted, found, counts, None)
 
     def get_config(self):
         """The arguments of the constructor."""
@@ -365,244 +362,6 @@ class DeformableModel(keras.Model):
         return cls(**config)
 
 
-class Task(NamedTuple):
-    """What the compiled loss asks for.
-
-    Attributes:
-        pixel_loss: `(y_true, y_pred)` -> one value per pixel if it can, for the warp network, of dense labels.
-        activation: makes probabilities of predictions that are logits.
-        is_sparse: labels are class ids.
-        ignore_class: the id of pixels that do not count.
-        search: the config of a compiled `ShiftInvariantLoss`, else None.
-    """
-
-    pixel_loss: Callable
-    activation: Callable | None
-    is_sparse: bool
-    ignore_class: int | None
-    search: dict | None
-
-    @classmethod
-    def of(cls, loss, warp_loss=None):
-        """What a compiled loss, and a loss for the warp network, ask for."""
-        if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
-            (loss,) = loss.values() if isinstance(loss, dict) else loss
-        if isinstance(loss, (list, tuple, dict)) or loss is None:
-            remedy = 'Compile with one, e.g. loss="mae".'
-            raise ValueError(_checks.message("`loss` must be one loss, of one output.", {"loss": loss}, remedy))
-        search = loss.get_config() if isinstance(loss, ShiftInvariantLoss) else None
-        base = loss.base if isinstance(loss, ShiftInvariantLoss) else loss
-        base = keras.losses.get(base) if isinstance(base, str) else base
-        config = base.get_config() if isinstance(base, keras.losses.Loss) else {}
-        logits = bool(config.get("from_logits"))
-        is_sparse = base is keras.losses.sparse_categorical_crossentropy or isinstance(
-            base, keras.losses.SparseCategoricalCrossentropy
-        )
-        binary = isinstance(base, (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy))
-        ignore_class = getattr(loss, "ignore_class", None)
-        compared = warp_loss
-        if compared is None:
-            compared = keras.losses.CategoricalCrossentropy(from_logits=logits) if is_sparse else base
-        compared = keras.losses.get(compared) if isinstance(compared, str) else compared
-        return cls(
-            pixel_loss=compared.call if isinstance(compared, keras.losses.Loss) else compared,
-            activation=(tf.sigmoid if binary else tf.nn.softmax) if logits else None,
-            is_sparse=is_sparse,
-            ignore_class=config.get("ignore_class") if ignore_class is None else ignore_class,
-            search=search,
-        )
-
-    def activated(self, prediction):
-        """What a prediction means, in the values of dense labels."""
-        return prediction if self.activation is None else self.activation(prediction)
-
-    def bounds(self, prediction, label):
-        """Options of `tfalign.register` and the confidence from which its result counts."""
-        search, rank = self.search or {}, prediction.shape.rank - 2
-        sizes, min_overlap = (prediction.shape[1:-1], label.shape[1:-1]), search.get("min_overlap", 0.5)
-        max_shift = search.get("max_shift")
-        if max_shift is None:
-            for max_shift in range(8, -1, -1):
-                overlap = registration.overlap_at_bound(*sizes, [max_shift] * rank)
-                if overlap is None or overlap >= min_overlap:
-                    break
-        similarity = search.get("similarity", "ncc")
-        options = {
-            "max_shift": max_shift,
-            "similarity": similarity if similarity in registration.SIMILARITIES else "ncc",
-            "min_overlap": min_overlap,
-            "subpixel": bool(search.get("subpixel", False)),
-            **{name: search.get(name, 0.0) for name in ("max_rotation", "max_scale", "max_shear")},
-        }
-        return options, search.get("min_confidence", 0.5)
-
-
-class Labels(NamedTuple):
-    """The labels of a batch, and where they hold data.
-
-    Attributes:
-        values: `(batch, *spatial, channels)` as given, 0 where there is no data.
-        dense: `(batch, *spatial, prediction's channels)`: class ids as probabilities.
-        valid: `(batch, *spatial, 1)`, 1.0 where there is data.
-        shape: sizes of the prediction's grid.
-        is_sparse: whether `values` are class ids.
-    """
-
-    values: tf.Tensor
-    dense: tf.Tensor
-    valid: tf.Tensor
-    shape: list
-    is_sparse: bool
-
-    @classmethod
-    def of(cls, labels, prediction, task):
-        """Labels `(batch, *spatial, channels)`, larger or smaller than the prediction, on the same centre."""
-        values = tf.cast(_checks.floating(labels, "y_true"), prediction.dtype)
-        if values.shape.rank == prediction.shape.rank - 1:
-            values = values[..., tf.newaxis]
-        channels, wanted = values.shape[-1], 1 if task.is_sparse else prediction.shape[-1]
-        extras = task.search is not None and channels is not None and channels >= wanted
-        if values.shape.rank != prediction.shape.rank or not (channels in (None, wanted) or extras):
-            raise ValueError(
-                _checks.message(
-                    "`y_true` must have the rank of `y_pred` and "
-                    + ("one channel of class ids." if task.is_sparse else "its channels."),
-                    {"y_true.shape": _checks.shape_of(values), "y_pred.shape": _checks.shape_of(prediction)},
-                )
-            )
-        known = tf.math.is_finite(values)
-        if task.ignore_class is not None:
-            known &= tf.not_equal(values, float(task.ignore_class))
-        known = tf.reduce_all(known, axis=-1, keepdims=True)
-        values = tf.where(known, values, 0.0)
-        dense = values[..., :wanted]
-        if task.is_sparse:
-            dense = tf.one_hot(tf.cast(tf.round(dense[..., 0]), tf.int32), prediction.shape[-1], dtype=values.dtype)
-        dense = tf.ensure_shape(dense, [None] * (prediction.shape.rank - 1) + [prediction.shape[-1]])
-        shape = geometry.spatial_shape(prediction)
-        return cls(values, dense, tf.cast(known, values.dtype), shape, task.is_sparse)
-
-    def pulled(self, displacement, interpolation):
-        """Labels as given, on the prediction's grid, and the mask `(batch, *spatial)` of where they have data."""
-        valid, inside = resample.warp(self.valid, displacement)
-        mask = tf.cast(valid[..., 0] * inside > _COUNTS, valid.dtype)
-        grid = geometry.centered_grid(geometry.spatial_shape(displacement), displacement.dtype)
-        coordinates = grid + displacement
-        if self.is_sparse or interpolation == "linear":
-            interpolation = "nearest" if self.is_sparse else "linear"
-            return resample.sample(self.values, coordinates, interpolation=interpolation)[0], mask
-        holes = tf.reduce_any(self.valid <= 0.0)
-        filled = tf.cond(holes, lambda: spline.fill_holes(self.values, self.valid), lambda: self.values)
-        values = resample.sample_splines(spline.coefficients(filled), coordinates)
-        # Splines overshoot at edges.
-        axes = list(range(1, filled.shape.rank - 1))
-        lowest, highest = (bound(filled, axis=axes, keepdims=True) for bound in (tf.reduce_min, tf.reduce_max))
-        return tf.maximum(tf.minimum(values, highest), lowest), mask
-
-    def dense_pulled(self, displacement):
-        """Dense labels by linear interpolation, and the mask."""
-        both, inside = resample.warp(tf.concat([self.dense, self.valid], axis=-1), displacement)
-        return both[..., :-1], inside * both[..., -1]
-
-    def beside(self, moves, task):
-        """A function that makes the inputs of a warp network from a prediction.
-
-        They are what the prediction means, and the dense label after the move, holes filled with the former.
-        """
-        if task.search is None:
-            label, counts = self.cropped(self.dense)
-        else:
-            label, counts = self.dense_pulled(displacements.from_transform(moves, self.shape))
-        known = counts[..., tf.newaxis] > _COUNTS
-
-        def seen(prediction):
-            prediction = task.activated(prediction)
-            return [prediction, tf.where(known, label, prediction)]
-
-        return seen
-
-    def cropped(self, values):
-        """`values` on the prediction's grid as they lie, and the mask."""
-        values, valid = (resample.crop_or_pad(one, self.shape) for one in (values, self.valid))
-        return values, valid[..., 0]
-
-
-class Twins:
-    """The frozen twins of two networks, and how they follow."""
-
-    def __init__(self, predictor, warp_network, input_shape, frozen):
-        networks = (predictor, warp_network)
-        own = [_layer_names(one) if frozen == "all" else _chosen_names(one, frozen) for one in networks]
-        unknown = (
-            []
-            if frozen == "all"
-            else [name for name in frozen if not any(name in (one.name, *_layer_names(one)) for one in networks)]
-        )
-        if unknown:
-            received = {"frozen": frozen, "unknown": unknown}
-            raise ValueError(_checks.message("`frozen` must name layers of the networks.", received))
-        self.predictor, self.warp_network = (_twin(one, names, input_shape) for one, names in zip(networks, own))
-        twins = (self.predictor, self.warp_network)
-        self._frozen = [twin for twin, one, names in zip(twins, networks, own) if names == _layer_names(one)]
-        self._pairs = [
-            (mine, theirs)
-            for twin, one in zip(twins, networks)
-            for mine, theirs in zip(twin.weights, one.weights)
-            if mine is not theirs
-        ]
-        for twin, names in zip(twins, own):
-            for layer in [twin] if self.all_frozen(twin) else _layers(twin):
-                if layer is twin or layer.name in names:
-                    layer.trainable = False
-
-    def all_frozen(self, twin):
-        """Whether a twin shares no weight."""
-        return any(one is twin for one in self._frozen)
-
-    def follow(self, steps, *, momentum, every):
-        """Moves the twins towards the networks, after `steps` training steps in all, a float scalar."""
-        kept = tf.minimum(momentum, (1.0 + steps) / (10.0 + steps))
-        for mine, theirs in self._pairs:
-            old, new = tf.convert_to_tensor(mine), tf.convert_to_tensor(theirs)
-            if momentum and new.dtype.is_floating:
-                new += tf.cast(kept, new.dtype) * (old - new)
-            if every > 1:
-                new = tf.where(tf.equal(tf.math.floormod(steps, float(every)), 0.0), new, old)
-            mine.assign(new)
-
-
-def _layers(network):
-    return network.convolutions if isinstance(network, WarpNetwork) else network.layers
-
-
-def _layer_names(network):
-    return {layer.name for layer in _layers(network)}
-
-
-def _chosen_names(network, frozen):
-    return _layer_names(network) if network.name in frozen else _layer_names(network) & set(frozen)
-
-
-def _twin(network, own, input_shape):
-    """A network with the same weights, of which the layers named in `own` are copies and the others shared."""
-    if isinstance(network, WarpNetwork):
-        return network.twin(own=own)
-    if getattr(network, "input_shape", None) is not None and hasattr(network, "inputs") and network.inputs:
-
-        def cloned(layer):
-            return type(layer).from_config(layer.get_config()) if layer.name in own else layer
-
-        twin = keras.models.clone_model(network, clone_function=cloned)
-    elif own == _layer_names(network):
-        twin = type(network).from_config(network.get_config())
-        twin.build(input_shape)
-    else:
-        requirement = '`frozen` must be "all", or hold the network\'s name, where it is not made of layers.'
-        raise ValueError(_checks.message(requirement, {"network": network.name, "frozen": sorted(own)}))
-    twin.set_weights(network.get_weights())
-    return twin
-
-
 def _checked_weight(weight):
     """`(batch,)` weights or a scalar; others would have to move with the label."""
     if weight is None:
@@ -619,65 +378,6 @@ def _checked_weight(weight):
             )
         )
     return weight
-
-
-def _where_known(label, prediction, known, task):
-    """Label and prediction for the compiled loss: pixels that are not known have no gradient to either."""
-    known = known[..., tf.newaxis]
-    if task.search is not None:
-        return tf.where(known, label, np.nan), prediction
-    held = tf.stop_gradient(prediction)
-    if task.is_sparse:
-        label = tf.where(known, label, 0.0 if task.ignore_class is None else float(task.ignore_class))
-    elif task.activation is None:
-        label = tf.where(known, label, held)
-    else:
-        label = tf.where(known, label, task.activated(held))
-    return label, tf.where(known, prediction, held)
-
-
-def _mean_loss(pixel_loss, label, prediction, counts, sample_weight):
-    """The mean over the pixels that count, then over the batch, a scalar."""
-    counts = counts > _COUNTS
-    known = counts[..., tf.newaxis]
-    label = tf.where(known, label, tf.stop_gradient(label))
-    values = tf.cast(pixel_loss(label, tf.where(known, prediction, tf.stop_gradient(prediction))), prediction.dtype)
-    if values.shape.rank == prediction.shape.rank - 1:
-        axes = list(range(1, values.shape.rank))
-        total = tf.reduce_sum(tf.where(counts, values, 0.0), axis=axes)
-        values = total / tf.maximum(tf.reduce_sum(tf.cast(counts, total.dtype), axis=axes), 1.0)
-        if sample_weight is not None:
-            values *= tf.cast(sample_weight, values.dtype)
-    return tf.reduce_mean(values)
-
-
-def _moved_alike(inputs, prediction, kinds, *, seed):
-    """Inputs and predictions moved by the same random moves, one for each sample, and the mask of the latter."""
-    replica = tf.distribute.get_replica_context()
-    seed = [seed, 0 if replica is None else replica.replica_id_in_sync_group]
-    rank, batch = inputs.shape.rank - 2, tf.shape(inputs)[0]
-    signs = tf.where(tf.random.stateless_uniform([batch, rank], seed) < 0.5, -1.0, 1.0)
-    if kinds == ("flip",):
-        for axis in range(rank):
-            flips = tf.reshape(signs[:, axis] < 0.0, [-1] + [1] * (rank + 1))
-            inputs, prediction = (tf.where(flips, tf.reverse(one, [axis + 1]), one) for one in (inputs, prediction))
-        return inputs, prediction, tf.ones_like(prediction[..., 0])
-    angles = tf.random.stateless_uniform([batch, len(geometry.PLANES[rank])], seed, -180.0, 180.0)
-    transform = geometry.make(
-        tf.zeros([batch, rank]),
-        rotation=angles if "rotate" in kinds else None,
-        scale=signs if "flip" in kinds else None,
-    )
-    shape = geometry.spatial_shape(inputs)
-    field = tf.zeros([batch, *shape, rank])
-    if "elastic" in kinds:
-        coarse = [-(-size // _ELASTIC_SPACING) for size in shape]
-        # Splines of white noise have about half its variance for each axis.
-        drawn = _ELASTIC_RMS * 2.0 ** (rank / 2) * tf.random.stateless_normal([batch, *coarse, rank], seed)
-        field = displacements.from_control_points(drawn, shape=shape, spacing=_ELASTIC_SPACING)
-    moved, _ = resample.warp(inputs, displacements.transformed(field, transform))
-    field = resample.crop_or_pad(field, geometry.spatial_shape(prediction))
-    return moved, *resample.warp(prediction, displacements.transformed(field, transform))
 
 
 def _moved_back(prediction, field, moves):
