@@ -24,6 +24,7 @@ class Arm(NamedTuple):
     prepare: Callable[[Task, Cell, Patches], tuple[np.ndarray, Any]]  # -> labels, Keras loss
     uses_tfalign: bool = False
     version: int = 1
+    around: Callable[[keras.Model], keras.Model] | None = None  # the model that trains a predictor
 
 
 def _center(labels, margin):
@@ -79,6 +80,20 @@ def anchors(task, cell, patches):
     labels = np.where(flags, patches.true_labels, patches.labels)
     labels = np.concatenate([labels, np.broadcast_to(flags, (*labels.shape[:-1], 1))], axis=-1).astype(np.float32)
     return labels, tfalign.ShiftInvariantLoss(task.base, label_extras=("anchor",), **cell.loss)
+
+
+def twins(task, cell, patches):
+    """A warp network beside the network, each with a lagging twin of the other; labels bend, and do not shift first."""
+    return patches.labels, task.base
+
+
+def _twins(predictor):
+    return tfalign.models.DeformableModel(predictor)
+
+
+def _joint(predictor):
+    """In the manner of RegGAN: the network and the warp network learn together, from one loss."""
+    return tfalign.models.DeformableModel(predictor, momentum=0.0, stop_gradient=False, center=False)
 
 
 def no_pin(task, cell, patches):
@@ -226,6 +241,10 @@ ARMS = {
         Arm("bare", "tfalign, no options", bare, uses_tfalign=True),
         Arm("soft", "tfalign, soft choice", soft, uses_tfalign=True),
         Arm("anchors", "tfalign, 1 % anchors", anchors, uses_tfalign=True),
+        Arm(
+            "twins", "tfalign, warp network with twins", twins, uses_tfalign=True, around=tfalign.models.DeformableModel
+        ),
+        Arm("joint", "rival: joint registration network", twins, uses_tfalign=True, around=_joint),
         Arm("oracle-shift", "true moves through our warp", oracle_shift, version=2),
         Arm("per-image", "one shift per image", per_image),
         Arm("no-pin", "ablation: no pin", no_pin, uses_tfalign=True),

@@ -23,6 +23,7 @@ class Patches(NamedTuple):
         is_wrong: `(count,)`: the label is of another scene.
         scenes: `(count,)`: which scene a patch is from.
         corners: `(count, d)`: its first pixel there.
+        fields: `(count, *patch, d)`, where labels are bent: what lays each back, pixels; NaN where nothing does.
     """
 
     inputs: np.ndarray
@@ -32,6 +33,7 @@ class Patches(NamedTuple):
     is_wrong: np.ndarray
     scenes: np.ndarray
     corners: np.ndarray
+    fields: np.ndarray | None = None
 
 
 class Cell(NamedTuple):
@@ -53,6 +55,7 @@ class Cell(NamedTuple):
     one_shift_per_batch: bool = False
     one_shift_per_region: bool = False
     flips: bool = False
+    elastic: tuple[float, float] | None = None  # RMS and correlation length, pixels, of displacements; instead of draw
     ranks: tuple[int, ...] = (1, 2, 3)
     moved_back: bool = False  # the target is for predictions after the best global move
     data_seed: int | None = None  # the same patches for every seed
@@ -134,6 +137,9 @@ CELLS = {
             (0.90, -np.inf),
             **_TURNING,
         ),
+        Cell("M6", "elastic, RMS 2 px", _aligned, _TEN, (0.95, -np.inf), elastic=(2, 16), ranks=(2,)),
+        Cell("M6b", "elastic, RMS 4 px", _aligned, _TEN, (0.90, -np.inf), elastic=(4, 24), ranks=(2,)),
+        Cell("M6c", "elastic, RMS 8 px", _aligned, _TEN, (0.80, -np.inf), elastic=(8, 32), ranks=(2,)),
         Cell("M7", "±8, noise 20 dB", **_M1, spoil=_noisy(20)),
         Cell("M7b", "±8, noise 0 dB", _pairs, _TEN, (0.95, -np.inf), spoil=_noisy(0)),
         Cell("M7c", "±8, noise -10 dB", _pairs, _TEN, (0.90, -np.inf), spoil=_noisy(-10)),
@@ -162,6 +168,11 @@ def patches(task: Task, cell: Cell, seed: int) -> Patches:
         transforms = None
         moved_scenes = [_moved_by_region(cell, draw_rng, scene.truth) for scene in scenes]
         reach = np.array(outer) // 2 + 8
+    elif cell.elastic:
+        transforms, (rms, length) = None, cell.elastic
+        options = {"shape": outer, "rms": rms, "correlation_length": length, "paired": True}
+        bent = draw_rng.permutation(misalign.draw_elastic(count, seed=draw_rng, **options))
+        reach = misalign.reach(bent, shape=outer)
     else:
         draws = cell.draw(draw_rng, count // batch if cell.one_shift_per_batch else count, rank)
         transforms = np.repeat(draws, batch, axis=0) if cell.one_shift_per_batch else draw_rng.permutation(draws)
@@ -171,13 +182,17 @@ def patches(task: Task, cell: Cell, seed: int) -> Patches:
     place_rng = np.random.default_rng([40, seed])
     chosen = place_rng.integers(0, len(scenes), count)
     uniform = place_rng.uniform(0, 1, (count, rank))
-    inputs, labels, true_labels, corners = [], [], [], []
+    inputs, labels, true_labels, corners, fields = [], [], [], [], []
     for sample, (index, place) in enumerate(zip(chosen, uniform)):
         scene = scenes[index]
         center = reach + np.floor(place * (np.array(scene.input.shape[:-1]) - 2 * reach)).astype(int)
         inputs.append(misalign.cut(scene.input, shape=inner, center=center))
         true_labels.append(misalign.cut(scene.truth, shape=outer, center=center))
-        if transforms is None:
+        if cell.elastic:
+            label, field = misalign.misaligned(scene.truth, bent[sample], shape=outer, center=center)
+            labels.append(label)
+            fields.append(misalign.cut(field, shape=inner, center=np.array(outer) // 2))
+        elif transforms is None:
             labels.append(misalign.cut(moved_scenes[index], shape=outer, center=center))
         else:
             labels.append(misalign.misaligned(scene.truth, transforms[sample], shape=outer, center=center)[0])
@@ -187,7 +202,16 @@ def patches(task: Task, cell: Cell, seed: int) -> Patches:
     if cell.spoil:
         moved, is_wrong = cell.spoil(np.random.default_rng([42, seed]), moved)
         aligned, _ = cell.spoil(np.random.default_rng([42, seed]), aligned)
-    return Patches(np.stack(inputs), moved, aligned, transforms, is_wrong, chosen, np.array(corners))
+    return Patches(
+        np.stack(inputs),
+        moved,
+        aligned,
+        transforms,
+        is_wrong,
+        chosen,
+        np.array(corners),
+        np.float32(fields) if fields else None,
+    )
 
 
 def _moved_by_region(cell, rng, truth):

@@ -17,7 +17,7 @@ from benchmarks.quality.arms import ARMS, REFERENCES
 from benchmarks.quality.cells import CELLS, patches
 from benchmarks.quality.tasks import TASKS, Scene
 from tfalign.jobs import evaluate, files
-from tfalign.ops import geometry
+from tfalign.ops import displacements, geometry
 
 RECORDS = Path(__file__).parent.parent / "results" / "quality" / "records"
 _DRIFT_BOUND = 4  # px of the best global move
@@ -101,6 +101,9 @@ def do(run):
         depth=task.depth,
         activation=task.activation,
     )
+    predictor, around = model, ARMS[run.arm].around
+    if around is not None:
+        model = around(predictor)
     schedule = keras.optimizers.schedules.CosineDecay(task.learning_rate, task.steps)
     model.compile(keras.optimizers.Adam(schedule), loss=loss)
     watch = _Watch(task, cell.data_seed if cell.data_seed is not None else run.seed, loss)
@@ -116,6 +119,7 @@ def do(run):
         "milliseconds_per_step": 1000 * float(np.median(watch.durations)),
         "seconds": time.perf_counter() - began,
         **_transform_errors(model, cell, data),
+        **(_field_errors(model, cell, data, labels) if around is not None and data.fields is not None else {}),
         "versions": files.versions(),
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),
     }
@@ -173,6 +177,24 @@ def _transform_errors(model, cell, data):
         rank_sum = scipy.stats.mannwhitneyu(confidence[right], confidence[wrong]).statistic
         told["wrong_scene_auc"] = float(rank_sum / (right.sum() * wrong.sum()))
     return {"shift_error": told}
+
+
+def _field_errors(model, cell, data, labels):
+    """How far the displacements that a warp network finds lie from the true ones, pixels, and what of them folds."""
+    found, folds = [], []
+    for start in range(0, len(labels), 50):
+        aligned = model.align(data.inputs[start : start + 50], labels[start : start + 50])
+        found.append(np.asarray(aligned.displacement))
+        folds.append(np.asarray(displacements.fold_share(aligned.displacement)))
+    error = np.linalg.norm(np.concatenate(found) - data.fields, axis=-1)
+    return {
+        "field_error": {
+            "mean": float(np.nanmean(error)),
+            "median": float(np.nanmedian(error)),
+            "true_mean": float(np.nanmean(np.linalg.norm(data.fields, axis=-1))),
+            "folds": float(np.mean(np.concatenate(folds))),
+        }
+    }
 
 
 class _Watch(keras.callbacks.Callback):

@@ -74,6 +74,13 @@ def test_aligned_labels_lie_on_their_inputs_and_the_truth_aligns_the_others(name
     margin = (slice(cell.margin, -cell.margin or None),) * rank
     if cell.spoil is None:
         np.testing.assert_allclose(made.true_labels[(slice(None), *margin)], 2 * made.inputs, rtol=1e-6)
+    if made.fields is not None:
+        aligned, mask = tfalign.warp(made.labels, np.nan_to_num(made.fields), interpolation="cubic")
+        known = (mask.numpy() > 0) & np.all(np.isfinite(made.fields), axis=-1)
+        error = (aligned.numpy() - 2 * made.inputs)[..., 0][known]
+        assert known.mean() > 0.9
+        assert np.sqrt(np.mean(error**2)) < 0.1 * 2 * made.inputs.std()
+        assert np.sqrt(np.mean(made.fields[known] ** 2)) > 0.5 * cell.elastic[0]
     if made.transforms is None:
         return
     assert made.labels.shape == made.true_labels.shape
