@@ -14,8 +14,13 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: $(VENV)/.package
 	$(BIN)/tfalign demo --out runs/demo
 
+# In parts: a process keeps what TensorFlow compiled, some GB in a thousand tests.
+FILES := tests/data tests/export tests/jobs
+NETWORKS := tests/models tests/benchmarks
+PARTS := "$(FILES)" "$(NETWORKS)" "tests/ops" "tests $(patsubst %,--ignore=%,$(FILES) $(NETWORKS) tests/ops)"
+
 test: $(VENV)/.develop
-	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+	for part in $(PARTS); do $(BIN)/python -m pytest -n 2 -m "not slow and not browser" $$part || exit 1; done
 
 test-slow: $(VENV)/.develop
 	$(BIN)/python -m pytest -m slow
@@ -30,8 +35,8 @@ test-browser: $(VENV)/.develop
 # Of the benchmarks only what tells whether the loss does the same here: they are run on the newest TensorFlow.
 # Trained models go from one environment to the other and back, so both are made.
 test-addons: $(ADDONS)/.develop $(VENV)/.package
-	$(ADDONS)/bin/python -m pytest -n 2 -m "not slow and not browser" \
-		--ignore tests/benchmarks/test_quality.py --ignore tests/benchmarks/test_registration.py
+	for part in $(PARTS); do $(ADDONS)/bin/python -m pytest -n 2 -m "not slow and not browser" $$part \
+		--ignore tests/benchmarks/test_quality.py --ignore tests/benchmarks/test_registration.py || exit 1; done
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .

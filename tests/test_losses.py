@@ -5,6 +5,7 @@ import tensorflow as tf
 
 import tfalign
 from tests import reference
+from tests.conftest import in_modes
 
 PIXEL_LOSSES = {
     "mae": lambda y, p: np.abs(y - p).mean(axis=-1),
@@ -166,9 +167,12 @@ def test_non_finite_label_pixels_are_left_out(rng, run):
     np.testing.assert_allclose(loss, np.full(3, 0.01), rtol=1e-4)
 
 
-@pytest.mark.parametrize("subpixel", [False, True])
-@pytest.mark.parametrize("fill", [0.0, 0.3, np.nan, np.inf, 1e30])
-def test_blank_labels_give_a_finite_loss_and_gradient(rng, run, fill, subpixel):
+@pytest.mark.parametrize(
+    ("run", "kind", "fill", "subpixel"),
+    in_modes([("blank", fill, subpixel) for fill in (0.0, 0.3, np.nan, np.inf, 1e30) for subpixel in (True, False)]),
+    indirect=["run"],
+)
+def test_blank_labels_give_a_finite_loss_and_gradient(rng, run, kind, fill, subpixel):
     _, prediction = shifted_pair(rng)
     label = np.full((3, 18, 18, 2), fill, np.float32)
     loss_object = tfalign.ShiftInvariantLoss(max_shift=3, subpixel=subpixel, warmup_steps=0)
