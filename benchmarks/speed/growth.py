@@ -20,6 +20,7 @@ from tfalign.ops.similarity import information
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import NullFormatter
 
 RESULTS = Path(__file__).parent.parent / "results" / "speed"
 SIZES = (64, 96, 128, 192, 256, 384, 512)
@@ -53,6 +54,23 @@ def power(values, times):
     return float(np.polyfit(np.log(values[half:]), np.log(times[half:]), 1)[0])
 
 
+def _draw(studies):
+    """Writes the figure."""
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    for axis, (study, series) in zip(axes, studies.items()):
+        for name, (at, times) in series.items():
+            axis.loglog(at, times, marker="o", markersize=3, label=name)
+        values = np.array(next(iter(series.values()))[0], float)
+        growth = values * np.log(values) if study == "pixels" else values
+        label = "N log N" if study == "pixels" else "linear"
+        axis.loglog(values, growth / growth[-1] * max(one[1][-1] for one in series.values()), "k:", label=label)
+        axis.set(xlabel=study, ylabel="ms")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.legend(fontsize=7)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / "growth.png", dpi=110)
+
+
 def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their median counts.")] = 7):
     """Times all points and writes benchmarks/results/speed/growth.*."""
     studies = {"pixels": {}, "shifts (mae)": {}, "pairs of levels (mi)": {}}
@@ -67,7 +85,7 @@ def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their me
             times.append(milliseconds(_SIZE, _BOUND, "mi", repeats))
     studies["pairs of levels (mi)"]["mi"] = [[levels**2 for levels in LEVELS], times]
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    _draw(studies)
     command = "python -m benchmarks.speed.growth"
     lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in files.versions().items()), ""]
     lines += [
@@ -75,21 +93,12 @@ def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their me
         "the larger half.",
         "",
     ]
-    for axis, (study, series) in zip(axes, studies.items()):
+    for study, series in studies.items():
         values = next(iter(series.values()))[0]
         lines += [f"| {study} | {' | '.join(map(str, values))} | exponent |", "|---" * (len(values) + 2) + "|"]
         for name, (at, times) in series.items():
             lines.append(f"| {name} | {' | '.join(f'{one:.1f}' for one in times)} | {power(at, times):.2f} |")
-            axis.loglog(at, times, marker="o", markersize=3, label=name)
         lines.append("")
-        reference = np.array(values, float)
-        growth = reference * np.log(reference) if study == "pixels" else reference
-        label = "N log N" if study == "pixels" else "linear"
-        axis.loglog(values, growth / growth[-1] * max(one[1][-1] for one in series.values()), "k:", label=label)
-        axis.set(xlabel=study, ylabel="ms")
-        axis.legend(fontsize=7)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / "growth.png", dpi=110)
     files.write_json(RESULTS / "growth.json", {"command": command, "versions": files.versions(), "studies": studies})
     files.write_text(RESULTS / "growth.md", "\n".join(lines))
     Console().print("\n".join(lines), highlight=False, soft_wrap=True)
