@@ -105,7 +105,7 @@ def finish(run, *, epochs=6, seed=5, max_shift=MAX_SHIFT):
     """Adds the tables that training leaves: where the label of every patch lies, and the log."""
     rng = np.random.default_rng(seed)
     cache, rows = run_reading.cache(run), []
-    model = run_reading.read_model(run / "best.keras")
+    model = files.read_model(run / "best.keras")
     axes = misalignment.AXES[len(cache.input_shape) - 1]
     for split in ("train", "validation", "test"):
         for patch in run_reading.patches(cache, split, lambda *_: True):

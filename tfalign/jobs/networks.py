@@ -9,7 +9,7 @@ import keras
 
 from tfalign import _checks
 from tfalign.data.steps import as_tuples
-from tfalign.jobs import run_reading
+from tfalign.jobs import files, run_reading
 from tfalign.jobs.config import AUTO
 from tfalign.jobs.run_data import ignored_class
 from tfalign.losses import ShiftInvariantLoss
@@ -27,7 +27,7 @@ def made(config, facts):
         options = {"filters": config.filters, "depth": config.depth, "activation": _activation(config)}
         return unet(**sizes, **options)
     if config.model.endswith(".keras"):
-        return _fitting(run_reading.read_model(config.model), config, sizes)
+        return _fitting(files.read_model(config.model), config, sizes)
     return _fitting(_of_function(config.model, sizes), config, sizes)
 
 
@@ -44,7 +44,7 @@ def trained(folder, config, facts, *, model=None):
         ValueError: there is none yet, or it cannot be read without code.
     """
     if model is None:
-        return run_reading.read_model(run_reading.best_model(folder.path))
+        return files.read_model(run_reading.best_model(folder.path))
     network = made(dataclasses.replace(config, model=model), facts)
     compile_for(network, config)
     network.load_weights(str(run_reading.best_model(folder.path)))

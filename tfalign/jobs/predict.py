@@ -15,7 +15,7 @@ from tfalign.data.formats import MAX_PIXELS, BadFileError
 from tfalign.data.journal import Journal
 from tfalign.data.readers import read_pairs
 from tfalign.export import options
-from tfalign.jobs import run_reading
+from tfalign.jobs import files, run_reading
 from tfalign.jobs.predictor import Codes, Predictor, type_of_numbers
 
 FORMATS = ("auto", "tif", "png", "npy")
@@ -233,9 +233,9 @@ def _trained(run, model, image_range):
     if run is not None:
         folder = run_reading.existing(run)
         cutting = run_reading.cutting(folder)
-        network = run_reading.read_model(run_reading.best_model(folder))
+        network = files.read_model(run_reading.best_model(folder))
         return network, cutting.preprocessing, cutting.ignore_class is not None
-    network = run_reading.read_model(model)
+    network = files.read_model(model)
     options.model_rank(network)
     has_own = options.split(network)[1] is not None
     return network, None if has_own else Codes(*_range("image_range", image_range)), False

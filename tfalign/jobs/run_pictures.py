@@ -12,7 +12,7 @@ from PIL import Image
 from tfalign.data.cache import Cache
 from tfalign.data.realignment import registered
 from tfalign.data.split import SETS
-from tfalign.jobs import figures, run_figures, run_reading
+from tfalign.jobs import figures, files, run_figures, run_reading
 from tfalign.ops import geometry, resample
 
 _LARGEST = 384  # pixels a side of a picture
@@ -47,7 +47,7 @@ class Trained(NamedTuple):
         bounds = {name: _plain(value) for name, value in (summary.get("bounds") or {}).items() if value}
         search = {"max_shift": 8, "similarity": summary.get("similarity") or "ncc", **bounds}
         search["similarity"] = "ncc" if search["similarity"] == "base" else search["similarity"]
-        model = run_reading.read_model(run_reading.best_model(folder))
+        model = files.read_model(run_reading.best_model(folder))
         return cls(model, cache, run_reading.cutting(folder).ignore_class, search)
 
     def predicted(self, patch):

@@ -3,11 +3,9 @@
 import contextlib
 import csv
 import json
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -63,26 +61,6 @@ def records(folder):
         labels=_rows(folder / "alignment.csv"),
         skipped=_rows(folder / "skipped.csv"),
     )
-
-
-def read_model(path):
-    """The model of a `.keras` file of Keras's and tfalign's layers; runs no code that the file brings."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(_checks.message("`model` must be a file.", {"model": str(path)}))
-    # Keras 2.15 reads the older formats under any name, whose code is run before anybody is asked.
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
-        raise ValueError(_checks.message("`model` must be a whole .keras file.", {"model": str(path)}))
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:
-        # A damaged file comes up as whatever the reader of the damaged part makes of it.
-        received = {"model": str(path), "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        requirement = "`model` must be a whole .keras file of Keras's and tfalign's layers, without code."
-        raise ValueError(_checks.message(requirement, received)) from error
-    if not isinstance(model, keras.Model):  # Keras 2.15 gives back what it does not know
-        raise ValueError(_checks.message("`model` must hold a Keras model.", {"model": str(path), "it holds": model}))
-    return model
 
 
 def best_model(folder):
