@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -33,6 +34,12 @@ tf.config.set_logical_device_configuration(
 def two_replicas():
     """The one strategy of the process: a second one breaks even Keras's own losses."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(autouse=True)
+def same_weights_at_each_run():
+    """Initial weights, shuffling and dropout of a test do not depend on the tests before it."""
+    keras.utils.set_random_seed(20240607)
 
 
 @pytest.fixture

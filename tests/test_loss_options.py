@@ -274,3 +274,20 @@ def test_labels_moved_by_fractions_or_turned_cost_next_to_nothing(rng, options):
     # What is filled does not turn with the picture: a fill is of the source's method, not the most exact.
     least = 0.5 if "fill" in options else 0.04
     assert np.max(tfalign.shift_invariant_loss(label, prediction, max_shift=6, **options) / plain) < least
+
+
+@pytest.mark.parametrize("options", [{"assignment": "soft"}, *INTERPOLATED], ids=lambda options: "-".join(options))
+def test_float64_in_a_graph(rng, options):
+    loss_object = tfalign.ShiftInvariantLoss(**{"base": "mse", **options}, max_shift=2, dtype="float64")
+    assert loss_object.state.shape.rank > 0  # made before any function is traced
+
+    def step(label, prediction):
+        with tf.GradientTape() as tape:
+            tape.watch(prediction)
+            loss = loss_object(label, prediction)
+        return loss, tape.gradient(loss, prediction)
+
+    channels = 2 + len(options.get("label_extras", ()))
+    sides = (tf.TensorSpec([3, 20, 20, channels], tf.float64), tf.TensorSpec([3, 16, 16, 2], tf.float64))
+    loss, gradient = tf.function(step).get_concrete_function(*sides).structured_outputs
+    assert loss.dtype == gradient.dtype == tf.float64

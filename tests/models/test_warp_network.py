@@ -42,14 +42,14 @@ def test_stays_inside_its_bound_and_folds_only_as_a_displacement(rng, size, spac
     inputs = pair(rng, size)
     options = {"max_displacement": 5.0, "spacing": spacing, "filters": 4, "depth": 2}
     flow, direct = (
-        wild(tfalign.models.warp_network(form=form, **options, rank=len(size), channels=2), np.random.default_rng(1), 2)
+        wild(tfalign.models.warp_network(form=form, **options, rank=len(size), channels=2), np.random.default_rng(1), 4)
         for form in ("velocity", "displacement")
     )
     assert 1.5 < np.max(np.abs(direct(inputs))) <= 5.0 + 1e-5
     assert np.max(np.abs(flow(inputs))) <= 5.0 + 1e-5
     np.testing.assert_array_equal(displacements.fold_share(flow(inputs)), [0.0, 0.0])
-    if len(size) == 2:
-        assert np.max(displacements.fold_share(direct(inputs))) > 0.0
+    if len(size) == 2 and spacing == 2:
+        assert np.max(displacements.fold_share(direct(inputs))) > 0.01
 
 
 def test_eager_graph_and_xla_agree(rng, run):

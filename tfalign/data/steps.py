@@ -370,8 +370,8 @@ def _percentiles(values, percents, per_channel):
 def _scaled(values, offset, width):
     """`(values - offset) / width`; 0 where the width is nothing but rounding."""
     flat = width <= 1e-6 * tf.abs(offset)
-    zero = tf.where(tf.math.is_finite(values), 0.0, values)
-    scaled = tf.where(flat, zero, (values - offset) / tf.where(flat, 1.0, width))
+    zero = tf.where(~tf.math.is_finite(values), values, 0.0)
+    scaled = tf.where(flat, zero, (values - offset) / tf.where(~flat, width, 1.0))
     scaled.set_shape(values.shape)
     return scaled
 

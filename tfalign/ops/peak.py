@@ -59,7 +59,8 @@ def fraction(values, best, window):
         chosen = tf.gather(tf.constant(np.stack(both), dtype), tf.cast(is_whole, tf.int32))
         tables.append(tf.gather(chosen, one - start, axis=1, batch_dims=1))
     # From the best value, in units of the range: determinants of tiny or huge values would not be numbers.
-    away = tf.where(missing > 0.0, 0.0, around - tf.reshape(tf.gather(values, best, batch_dims=1), [-1] + [1] * rank))
+    away = around - tf.reshape(tf.gather(values, best, batch_dims=1), [-1] + [1] * rank)
+    away = tf.where(missing > 0.0, tf.zeros_like(away), away)
     extent = tf.reduce_max(tf.abs(away), axis=list(range(1, rank + 1)), keepdims=True)
     coefficients = _contracted(tf.math.divide_no_nan(away, extent), tables)
 
@@ -69,8 +70,8 @@ def fraction(values, best, window):
         found = tf.clip_by_value(found + tf.clip_by_value(step, -0.5, 0.5), -1.0, 1.0)
     usable = is_maximum & (is_whole | ~_lacks(missing, narrow, at, starts)) & tf.reduce_all(tf.abs(step) < 0.1, axis=-1)
     # Short of the half, so that rounding gives the whole-pixel shift back.
-    lowest = tf.stack([tf.where(one > 0, -0.499, 0.0) for one in at], axis=-1)
-    highest = tf.stack([tf.where(one < length - 1, 0.499, 0.0) for one, length in zip(at, window)], axis=-1)
+    lowest = tf.stack([-0.499 * tf.cast(one > 0, dtype) for one in at], axis=-1)
+    highest = tf.stack([0.499 * tf.cast(one < length - 1, dtype) for one, length in zip(at, window)], axis=-1)
     found = tf.clip_by_value(found, tf.cast(lowest, dtype), tf.cast(highest, dtype))
     return tf.where(usable[:, tf.newaxis], found, 0.0)
 

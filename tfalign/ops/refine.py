@@ -301,7 +301,7 @@ def _climbed(judged, known, bounds, fixed):
             nats=tf.where(gains, nats, now.nats),
             first_nats=tf.where(number == 0, nats, now.first_nats),
             step=tf.where(row, step, now.step),
-            share=tf.where(gains | is_known, 1.0, _SHORTER * now.share),
+            share=tf.where(gains | is_known, tf.ones_like(now.share), _SHORTER * now.share),
         )
 
     nothing = tf.zeros_like(known[0, :, 0])

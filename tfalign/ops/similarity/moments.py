@@ -33,8 +33,8 @@ def ncc(grids, sums):
     flat = _is_rounding(fixed_variance) | _is_rounding(moving_variance) | ~tf.math.is_finite(covariance)
     # One after the other: the product of two variances would overflow, or vanish, long before they do.
     for variance in (fixed_variance, moving_variance):
-        covariance *= tf.math.rsqrt(tf.where(flat, 1.0, variance))
-    return tf.where(flat, 0.0, tf.clip_by_value(covariance, -1.0, 1.0))
+        covariance *= tf.math.rsqrt(tf.where(~flat, variance, 1.0))
+    return tf.where(~flat, tf.clip_by_value(covariance, -1.0, 1.0), 0.0)
 
 
 def _is_rounding(variance):
