@@ -34,6 +34,14 @@ def train(
     strict: Annotated[
         bool | None, typer.Option("--strict", help="Stop at the first unusable file.", rich_help_panel=_DATA)
     ] = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep patches in RUN/cache, or read all files in every epoch.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     patch_size: Annotated[
         str | None, typer.Option(help="Pixels a side: N, or one per axis.", rich_help_panel=_DATA)
     ] = None,
@@ -91,7 +99,8 @@ def train(
     Example: tfalign train --config runs/mine/config.yaml --out runs/other --set loss.subpixel=true
     """
     given = {
-        "inputs": inputs, "labels": labels, "tfds": tfds, "strict": strict, "model": model, "filters": filters,
+        "inputs": inputs, "labels": labels, "tfds": tfds, "strict": strict, "cache": cache,
+        "model": model, "filters": filters,
         "validation_inputs": validation_inputs, "validation_labels": validation_labels, "depth": depth,
         "patch_size": None if patch_size is None else numbers("patch_size", patch_size, int), "workers": workers,
         "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size,

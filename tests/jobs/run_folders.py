@@ -104,7 +104,7 @@ def make_of_arrays(folder, rank):
 def finish(run, *, epochs=6, seed=5, max_shift=MAX_SHIFT):
     """Adds the tables that training leaves: where the label of every patch lies, and the log."""
     rng = np.random.default_rng(seed)
-    cache, rows = run_reading.cache(run), []
+    cache, rows = pipeline.reopened(run / "cache"), []
     model = files.read_model(run / "best.keras")
     axes = misalignment.AXES[len(cache.input_shape) - 1]
     for split in ("train", "validation", "test"):

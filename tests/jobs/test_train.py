@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tensorflow as tf
 
 from tests.jobs import small_run
 from tfalign.data.preprocess import Preprocessing
-from tfalign.jobs import evaluate_run, networks, realign, run_data, run_folder, train
+from tfalign.jobs import evaluate_run, networks, realign, run_data, run_folder, run_report, train
 from tfalign.ops import geometry
 
 
@@ -104,6 +105,27 @@ def test_the_served_model_is_the_best_one_with_its_preprocessing(finished, rng):
     prepare = Preprocessing.from_config(json.loads((out / "data.json").read_text())["preprocessing"])
     expected = keras.models.load_model(out / "best.keras", compile=False)(prepare(values))
     np.testing.assert_allclose(served(inputs=tf.constant(values))["prediction"], expected, atol=1e-5)
+
+
+def test_without_a_cache_the_same_patches_come_from_the_files(finished, tmp_path):
+    small_run.write_files(tmp_path)
+    out, lines = tmp_path / "run", []
+    summary = train.run(out, small_run.settings(tmp_path, cache=False), announce=lines.append)
+    assert "No cache: the files are read, prepared and cut again in every epoch." in lines
+    assert not list(out.rglob("*.tfrecord"))
+    assert summary["counts"] == finished[1]["counts"]
+    rows = []
+    for folder in (out, finished[0]):
+        with open(folder / "alignment.csv", encoding="utf-8") as stream:
+            rows.append([row["id"] for row in csv.DictReader(stream)])
+    assert rows[0] == rows[1]
+    scores = evaluate_run.run(out, set_name="test")
+    assert scores["in_place"] == pytest.approx(summary["test"]["in_place"], rel=1e-5)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image") == (finished[0] / "report.html").read_text(encoding="utf-8").count("data:image")
+    shutil.rmtree(tmp_path / "inputs")
+    run_report.write(out)
+    assert 0 < (out / "report.html").read_text(encoding="utf-8").count("data:image") < page.count("data:image")
 
 
 def test_a_finished_run_is_not_trained_again(finished, files):

@@ -633,7 +633,8 @@ def test_float64_stays(rng, measure, bounds, mode):
         pytest.skip("numbers take the type that they meet")
 
     def found(fixed, moving):
-        return tfalign.register(fixed, moving, max_shift=1, similarity=measure, fixed_mask=moving[..., 0] > 0.1, **bounds)
+        options = {"fixed_mask": moving[..., 0] > 0.1, **bounds}
+        return tfalign.register(fixed, moving, max_shift=1, similarity=measure, **options)
 
     pairs = [side.astype(np.float64) for side in pair(rng, (8, 8), (8, 8))]
     if mode == "eager":

@@ -23,11 +23,12 @@ from tfalign.data import fingerprints, split
 from tfalign.data.cutting import Cutting
 from tfalign.data.examples import Kind, Rules, fit, rules_of, sampled, set_names
 from tfalign.data.preprocess import Preprocessing
-from tfalign.data.shards import Job, bytes_of, damage, entry_of, job_path, write_job
+from tfalign.data.shards import Job, bytes_of, damage, entry_of, job_path, list_job, write_job
 from tfalign.data.steps import as_tuples
 from tfalign.data.workers import Workers
 
 _FORMAT = 1  # of the shards: another number makes every cache anew
+SHARD_BYTES = 2**26
 _LEAST_JOBS = 16  # however small the files: shards are what is shuffled first
 _OURS = re.compile(rf"(({'|'.join(split.SETS)})-\d{{5}}-\d{{3}}\.tfrecord|job-\d{{5}}\.json)(\.part)?")
 
@@ -64,7 +65,7 @@ def prepare(
     groups=None,
     workers=None,
     strict=False,
-    shard_bytes=2**26,
+    shard_bytes=SHARD_BYTES,
     track=lambda description, total: lambda steps: None,
     announce=lambda text: None,
 ):
@@ -93,30 +94,53 @@ def prepare(
         ValueError: no file can be read, or the training set is empty.
         OSError: the disk is too small, or a worker died.
     """
-    folder = Path(folder)
+    options = {"groups": groups, "strict": strict, "shard_bytes": shard_bytes, "track": track, "announce": announce}
+    with Workers(pairs, count=workers) as pool:
+        cache, _, _ = made(pool, folder, cutting, **options)
+    return cache
+
+
+def made(pool, folder, cutting, *, groups, strict, shard_bytes, track, announce, stores=True):
+    """What `prepare` does, with processes that are there: `(Cache, fitted Cutting, Rules)`.
+
+    Unless it `stores`, no shards are written: the "shards" are files then, `(number in the pairs, records)`.
+    """
+    folder, pairs = Path(folder), pool.pairs
     folder.mkdir(parents=True, exist_ok=True)
     strict = strict or getattr(pairs, "strict", False)
     sets = set_names(pairs, cutting, groups)
     prints = [None if name is None else fingerprints.of_example(pairs, index) for index, name in enumerate(sets)]
-    count = sum(name is not None for name in sets)
-    with Workers(pairs, count=workers) as pool:
-        plan = _Plan.of(pool, folder, cutting, sets, prints, strict, shard_bytes, track)
-        jobs = _jobs(plan, sets, prints, shard_bytes)
-        finished = _finished(folder, jobs, strict, announce)
-        missing = [job for job in jobs if job.number not in finished]
-        if missing:
-            _announce_size(folder, plan.bytes, len(missing), jobs, announce)
-        advance = track("cache", count)
-        advance(sum(len(jobs[number].items) for number in finished))
-        arguments = ((str(folder), job, plan.cutting, plan.rules, shard_bytes) for job in missing)
-        for job, _ in zip(missing, pool.map(write_job, arguments)):
-            advance(len(job.items))
+    plan = _Plan.of(pool, folder, cutting, sets, prints, strict, shard_bytes, track)
+    jobs = _jobs(plan, sets, prints, shard_bytes, stores)
+    finished = _finished(folder, jobs, strict, announce, stores)
+    missing = [job for job in jobs if job.number not in finished]
+    if missing and stores:
+        _announce_size(folder, plan.bytes, len(missing), jobs, announce)
+    advance = track("cache" if stores else "files", sum(name is not None for name in sets))
+    advance(sum(len(jobs[number].items) for number in finished))
+    arguments = ((str(folder), job, plan.cutting, plan.rules, shard_bytes) for job in missing)
+    for job, _ in zip(missing, pool.map(write_job if stores else list_job, arguments)):
+        advance(len(job.items))
     _delete_all_but(folder, jobs)
     cache = _collect(folder, jobs, plan.cutting)
     if hasattr(pairs, "note_skipped"):  # the workers have noted it in copies of their own
         for one in cache.skipped:
             pairs.note_skipped(one["path"], one["reason"])
-    return cache
+    return cache, plan.cutting, plan.rules
+
+
+def lying_in(folder):
+    """`(Cache, fitted Cutting, Rules)` as they lie in a folder, not compared with their files; None where none do."""
+    folder = Path(folder)
+    numbers = sorted(int(path.stem.removeprefix("job-")) for path in folder.glob("job-*.json"))
+    entries = [entry_of(folder, number) for number in numbers]
+    for entry in entries:
+        entry["shards"] = [one for one in entry["shards"] if "file" in one or (folder / one["name"]).exists()]
+    if not any(entry["shards"] for entry in entries):
+        return None
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    cutting = Cutting.from_config({**plan["settings"], "preprocessing": plan["preprocessing"]})
+    return _cache(folder, entries, cutting), cutting, Rules(False, Kind(*as_tuples(plan["kind"])))
 
 
 class _Plan(NamedTuple):
@@ -156,9 +180,9 @@ class _Plan(NamedTuple):
         return cls(cutting, rules, files_per_job, plan["bytes"])
 
 
-def _jobs(plan, sets, prints, shard_bytes):
+def _jobs(plan, sets, prints, shard_bytes, stores):
     """All jobs in order."""
-    settings = [_FORMAT, plan.cutting.get_config(), plan.rules.kind[:2], shard_bytes]
+    settings = [_FORMAT, plan.cutting.get_config(), plan.rules.kind[:2], shard_bytes, *([] if stores else ["listed"])]
     items = [(index, name) for index, name in enumerate(sets) if name is not None]
     jobs = []
     for number, first in enumerate(range(0, len(items), plan.files_per_job)):
@@ -167,13 +191,15 @@ def _jobs(plan, sets, prints, shard_bytes):
     return jobs
 
 
-def _finished(folder, jobs, strict, announce):
+def _finished(folder, jobs, strict, announce, stores):
     """Numbers of the jobs whose shards are there, up to date and whole."""
     candidates = []
     for job in jobs:
         entry = entry_of(folder, job.number)
         if entry is not None and entry["key"] == job.key and not (strict and entry["skipped"]):
             candidates.append((job.number, entry))
+    if not stores:
+        return {number for number, _ in candidates}
     finished = set()
     # Threads: to check is to read and to sum up, and no process need be started for it.
     with ThreadPoolExecutor() as threads:
@@ -193,7 +219,7 @@ def _announce_size(folder, needed, missing, jobs, announce):
     announce(f"Cache: about {_in_units(share)} to write in {folder}, {_in_units(free)} are free.")
     if share > free:
         received = {"needed": _in_units(share), "free": _in_units(free), "folder": str(folder)}
-        remedy = "Do without: `tfalign.data.pipeline.Stream`."
+        remedy = "Do without: `tfalign train --no-cache`, or `tfalign.data.pipeline.stream`."
         raise OSError(_checks.message("The cache must fit on the disk.", received, remedy))
 
 
@@ -202,7 +228,7 @@ def _delete_all_but(folder, jobs):
     wanted = set()
     for job in jobs:
         wanted.add(job_path(folder, job.number).name)
-        wanted.update(shard["name"] for shard in entry_of(folder, job.number)["shards"])
+        wanted.update(shard.get("name") for shard in entry_of(folder, job.number)["shards"])
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in wanted:
             path.unlink()
@@ -212,29 +238,40 @@ def _collect(folder, jobs, cutting):
     """The `Cache` of all finished jobs; writes `manifest.json`."""
     entries = [entry_of(folder, job.number) for job in jobs]
     shards = [shard for entry in entries for shard in entry["shards"]]
-    skipped = [item for entry in entries for item in entry["skipped"]]
-    by_set = {name: [shard for shard in shards if shard["set"] == name] for name in split.SETS}
-    if not by_set["train"]:
-        received = {"examples": sum(len(job.items) for job in jobs), "skipped": skipped[:3]}
+    cache = _cache(folder, entries, cutting)
+    if not cache.shards["train"]:
+        received = {"examples": sum(len(job.items) for job in jobs), "skipped": cache.skipped[:3]}
         raise ValueError(_checks.message("The training set must not be empty.", received))
-    shapes = [shape for entry in entries for shape in entry["shapes"]]
     manifest = {
-        "records": {name: sum(shard["records"] for shard in of_set) for name, of_set in by_set.items()},
-        "bytes": sum(shard["bytes"] for shard in shards),
+        "records": {name: sum(records for _, records in of_set) for name, of_set in cache.shards.items()},
+        "bytes": sum(shard.get("bytes", 0) for shard in shards),
         "shards": [_without_contents(shard) for shard in shards],
-        "skipped": skipped,
+        "skipped": cache.skipped,
         "settings": cutting.get_config(),
     }
     _files.write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return cache
+
+
+def _cache(folder, entries, cutting):
+    """The `Cache` of what jobs wrote."""
+    shapes = [shape for entry in entries for shape in entry["shapes"]]
+    of_sets = {
+        name: [shard for entry in entries for shard in entry["shards"] if shard["set"] == name] for name in split.SETS
+    }
+
+    def place(shard):
+        return shard["file"] if "file" in shard else str(folder / shard["name"])
+
     return Cache(
         folder=folder,
         preprocessing=cutting.preprocessing,
-        shards={name: [(str(folder / s["name"]), s["records"]) for s in of_set] for name, of_set in by_set.items()},
-        contents={name: np.concatenate([[], *(s["contents"] for s in of_set)]) for name, of_set in by_set.items()},
+        shards={name: [(place(one), one["records"]) for one in of_set] for name, of_set in of_sets.items()},
+        contents={name: np.concatenate([[], *(one["contents"] for one in of_set)]) for name, of_set in of_sets.items()},
         input_shape=common_shape([shape["input"] for shape in shapes]),
         label_shape=common_shape([shape["label"] for shape in shapes]),
         label_dtype="float32" if cutting.ignore_class is None else "int32",
-        skipped=skipped,
+        skipped=[one for entry in entries for one in entry["skipped"]],
     )
 
 

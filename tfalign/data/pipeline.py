@@ -4,9 +4,10 @@
     cache = pipeline.prepare(pairs, "run/cache", cutting, announce=print)
     model.fit(pipeline.dataset(cache, "train", batch_size=16, flips=True), steps_per_epoch=…)
 
-`Stream` gives the same batches without a cache: the files are read again in every epoch.
+`stream` in place of `prepare` does without a cache: the files are read again in every epoch.
 """
 
+import dataclasses
 import itertools
 import math
 
@@ -15,14 +16,14 @@ import tensorflow as tf
 
 from tfalign import _checks
 from tfalign.data import augment, split
-from tfalign.data.cache import Cache, common_shape, prepare
+from tfalign.data.cache import SHARD_BYTES, Cache, lying_in, made, prepare
 from tfalign.data.cutting import Cutting, cut_example
-from tfalign.data.examples import fit, rules_of, set_names, try_to_read
+from tfalign.data.examples import Rules, try_to_read
 from tfalign.data.patches import balanced
 from tfalign.data.shards import parse
 from tfalign.data.workers import Workers
 
-__all__ = ["Cache", "Cutting", "Stream", "dataset", "prepare"]
+__all__ = ["Cache", "Cutting", "Stream", "dataset", "prepare", "reopened", "stream"]
 
 _SHARDS_AT_ONCE = 16
 SHUFFLE_BYTES = 2**28
@@ -50,7 +51,7 @@ def dataset(
     patches: shards are read in random order, 16 at a time, then patches are drawn from the buffer.
 
     Args:
-        cache: what `prepare` returns.
+        cache: what `prepare` or `stream` returns.
         set_name: "train", "validation" or "test".
         batch_size: patches.
         shuffle: by default for training only.
@@ -83,137 +84,124 @@ def dataset(
         received = {"batch_size": batch_size, "patches": int(kept.sum()), "set_name": set_name}
         raise ValueError(_checks.message("`batch_size` must not exceed the patches.", received))
 
-    samples = _samples(cache, cache.shards[set_name], kept, shuffle, origin, seed)
+    reads_files = isinstance(cache, Stream)
+    samples = (_streamed if reads_files else _samples)(cache, set_name, kept, shuffle, origin, seed)
     if shuffle:
         patch_bytes = 4 * sum(
             math.prod(size or 256 for size in shape) for shape in (cache.input_shape, cache.label_shape)
         )
         samples = samples.shuffle(max(1, min(shuffle_bytes // patch_bytes, len(kept))), seed=seed)
     batches = _batches(samples, batch_size, flips, quarter_turns, drop_remainder, seed)
+    if service is not None and reads_files:
+        received = {"service": service}
+        raise ValueError(_checks.message("The tf.data service must have a cache.", received, "Take `prepare`."))
     if service is not None:
         batches = batches.apply(tf.data.experimental.service.distribute("distributed_epoch", service))
-    else:
+    elif not reads_files:  # of which one may fail later
         # Keras asks for the number of batches; in the service each worker has some of them.
         count = kept.sum() // batch_size if drop_remainder else -(-kept.sum() // batch_size)
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
     return (batches.repeat() if repeat else batches).prefetch(tf.data.AUTOTUNE)
 
 
-class Stream:
-    """Batches straight from the files, for those who cannot spare the disk: every epoch reads all files again.
+@dataclasses.dataclass(frozen=True)
+class Stream(Cache):
+    """Patches that are nowhere but in their files: it is known what there is, and every epoch reads the files again.
 
-    The same patches as from a cache. Shuffling is weaker (files in random order, then the buffer), and blank patches
-    are judged within their file.
-
-    Args:
-        pairs, cutting, groups, workers, strict, track: see `tfalign.data.cache.prepare`.
-        announce: called with one line that says what streaming costs.
+    `dataset` takes it in place of a cache and gives the same patches; shuffled, the files come in random order and then
+    through the buffer. A file that can no longer be read, or was changed, is left out and added to `skipped`.
 
     Attributes:
-        preprocessing: of inputs, fitted.
-        skipped: `{"path", "reason"}` of each file left out so far; `pairs.skipped` lists them too.
+        shards: for each set the `(number of the file, patches)`, in order.
+        pool: the processes that read; a `with` ends them.
+        cutting: fitted.
+        rules: for files that cannot be read.
     """
 
-    def __init__(
-        self,
-        pairs,
-        cutting,
-        *,
-        groups=None,
-        workers=None,
-        strict=False,
-        track=lambda description, total: lambda steps: None,
-        announce=lambda text: None,
-    ):
-        announce("No cache: the files are read, prepared and cut again in every epoch.")
-        self._sets = set_names(pairs, cutting, groups)
-        self._pool = Workers(pairs, count=workers)
-        self._rules = rules_of(self._pool, self._sets, strict=strict or getattr(pairs, "strict", False))
-        self._cutting = fit(self._pool, cutting, self._sets, rules=self._rules, track=track)
-        self.preprocessing = self._cutting.preprocessing
-        self.skipped: list[dict] = []
+    pool: Workers
+    cutting: Cutting
+    rules: Rules
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         """Ends the worker processes."""
-        self._pool.__exit__(*_)
+        self.pool.__exit__(*_)
 
-    def dataset(
-        self,
-        set_name,
-        *,
-        batch_size,
-        shuffle=None,
-        max_blank=None,
-        flips=False,
-        quarter_turns=False,
-        repeat=False,
-        drop_remainder=None,
-        shuffle_bytes=SHUFFLE_BYTES,
-        seed=0,
-    ):
-        """Batches of one set; arguments and result as of `dataset`, without `origin` and `service`.
-
-        How many there are is not known before: give Keras `repeat=True` and `steps_per_epoch`. Where nothing sets the
-        size of patches, batches of more than one cost a reading of all files to compare their sizes.
-        """
-        batch_size = _checks.whole_number("batch_size", batch_size, at_least=1)
-        shuffle, max_blank, drop_remainder = _choices(set_name, shuffle, max_blank, drop_remainder)
-        epochs = itertools.count()
-
-        def patches():
-            order = self._files_of(set_name)
-            if shuffle:
-                order = np.random.default_rng([seed, next(epochs)]).permutation(order).tolist()
-            yield from self._patches(set_name, order, max_blank)
-
-        every = self._patches(set_name, self._files_of(set_name), 1.0)
-        first = next(every, None)
-        if first is None:
-            raise ValueError(_checks.message("`set_name` must be a set with patches.", {"set_name": set_name}))
-        cutting = self._cutting
-        if cutting.patch_size is not None and cutting.max_size is cutting.max_pixels is None:
-            shapes = [one.shape for one in first]
-        elif batch_size == 1:
-            shapes = [(*[None] * (one.ndim - 1), one.shape[-1]) for one in first]
-        else:
-            seen = {(one.shape, other.shape) for one, other in itertools.chain([first], every)}
-            shapes = [common_shape(of_one) for of_one in zip(*seen)]
-        _check_one_size(batch_size, *shapes)
-        spec = tuple(tf.TensorSpec(shape, one.dtype) for shape, one in zip(shapes, first))
-        samples = tf.data.Dataset.from_generator(patches, output_signature=spec)
-        if shuffle:
-            samples = samples.shuffle(max(1, shuffle_bytes // sum(one.nbytes for one in first)), seed=seed)
-        batches = _batches(samples, batch_size, flips, quarter_turns, drop_remainder, seed)
-        return (batches.repeat() if repeat else batches).prefetch(tf.data.AUTOTUNE)
-
-    def _files_of(self, set_name):
-        """Numbers of the files that may have patches for a set."""
-        by_file = self._cutting.split_by == "file"
-        return [index for index, name in enumerate(self._sets) if name == set_name or (name and not by_file)]
-
-    def _patches(self, set_name, order, max_blank):
-        """Yields `(input, label)` of each patch; notes what is skipped."""
-        arguments = ((index, set_name, self._cutting, self._rules, max_blank) for index in order)
-        for patches, skipped in self._pool.map(_patches_of, arguments):
-            if skipped is not None and skipped not in self.skipped:
+    def read(self, set_name, order=None):
+        """Yields `(place in shards, name of the file, its patches)`, for the files at the places `order`, or all."""
+        files = self.shards[set_name]
+        order = range(len(files)) if order is None else order
+        arguments = ((files[place][0], set_name, self.cutting, self.rules) for place in order)
+        for place, (name, patches, skipped) in zip(order, self.pool.map(_patches_of, arguments)):
+            if skipped is None and len(patches) != files[place][1]:
+                skipped = {"path": name, "reason": f"it had {files[place][1]} patches, and has {len(patches)} now"}
+            if skipped is None:
+                yield place, name, patches
+            elif skipped not in self.skipped:
                 self.skipped.append(skipped)
-                if hasattr(self._pool.pairs, "note_skipped"):  # the workers have noted it in copies of their own
-                    self._pool.pairs.note_skipped(skipped["path"], skipped["reason"])
-            yield from patches
+                if hasattr(self.pool.pairs, "note_skipped"):  # the workers have noted it in copies of their own
+                    self.pool.pairs.note_skipped(skipped["path"], skipped["reason"])
 
 
-def _patches_of(pairs, index, set_name, cutting, rules, max_blank):
-    """All `(input, label)` of one file for one set, and what was skipped, or None. Runs in a worker."""
+def stream(
+    pairs,
+    folder,
+    cutting,
+    *,
+    groups=None,
+    workers=None,
+    strict=False,
+    track=lambda description, total: lambda steps: None,
+    announce=lambda text: None,
+):
+    """As `prepare`, for those who cannot spare the disk: the folder gets a list of the patches alone.
+
+    Args:
+        pairs, cutting, groups, workers, strict, track: see `prepare`.
+        folder: of the list, some 20 bytes a patch.
+        announce: called with one line that says what streaming costs.
+
+    Returns:
+        `Stream`.
+
+    Raises:
+        ValueError: no file can be read, or the training set is empty.
+        OSError: a worker died.
+    """
+    announce("No cache: the files are read, prepared and cut again in every epoch.")
+    options = {"groups": groups, "strict": strict, "track": track, "announce": announce}
+    pool = Workers(pairs, count=workers)
+    cache, fitted, rules = made(pool, folder, cutting, shard_bytes=SHARD_BYTES, stores=False, **options)
+    return Stream(**vars(cache), pool=pool, cutting=fitted, rules=rules)
+
+
+def reopened(folder, pairs=None, *, workers=None):
+    """What `prepare` left in a folder, or with `pairs` what `stream` left; not compared with the files it is made of.
+
+    Args:
+        folder: of either.
+        pairs, workers: see `prepare`.
+
+    Returns:
+        `Cache` or `Stream`; None where there is none.
+    """
+    found = lying_in(folder)
+    if found is None or pairs is None:
+        return found and found[0]
+    cache, cutting, rules = found
+    return Stream(**vars(cache), pool=Workers(pairs, count=workers), cutting=cutting, rules=rules)
+
+
+def _patches_of(pairs, index, set_name, cutting, rules):
+    """`(name, patches of one file for one set, what was skipped or None)`. Runs in a worker."""
     example, skipped = try_to_read(pairs, index, rules)
     if example is None:
-        return [], skipped
-    found = cut_example(example[1], example[2], cutting, number=index, set_name=set_name)
-    patches = [patch for name, patch in found if name == set_name]
-    kept = balanced([patch.content for patch in patches], max_blank=max_blank, seed=index)
-    return [(patch.input, patch.label) for patch, keep in zip(patches, kept) if keep], None
+        return "", [], skipped
+    name, image, label = example
+    found = cut_example(image, label, cutting, number=index, set_name=set_name)
+    return str(name), [patch for part, patch in found if part == set_name], None
 
 
 def _check_one_size(batch_size, input_shape, label_shape):
@@ -234,9 +222,9 @@ def _choices(set_name, shuffle, max_blank, drop_remainder):
     )
 
 
-def _samples(cache, shards, kept, shuffle, origin, seed):
+def _samples(cache, set_name, kept, shuffle, origin, seed):
     """Single patches `(input, label)` from the shards of a set, those that are `kept`."""
-    paths, counts = zip(*shards)
+    paths, counts = zip(*cache.shards[set_name])
     firsts = np.cumsum([0, *counts[:-1]])
     files = tf.data.Dataset.from_tensor_slices((list(paths), firsts))
     files = files.shuffle(len(paths), seed=seed) if shuffle else files
@@ -258,6 +246,26 @@ def _samples(cache, shards, kept, shuffle, origin, seed):
         return found["input"], found["label"], *where
 
     return records.map(parsed, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _streamed(stream, set_name, kept, shuffle, origin, seed):
+    """Those of a stream."""
+    ends = np.cumsum([count for _, count in stream.shards[set_name]])
+    kept_of = np.split(kept, ends[:-1])
+    epochs = itertools.count()
+
+    def patches():
+        order = range(len(ends))
+        if shuffle:
+            order = np.random.default_rng([seed, next(epochs)]).permutation(len(ends)).tolist()
+        for place, name, found in stream.read(set_name, [place for place in order if kept_of[place].any()]):
+            for patch in itertools.compress(found, kept_of[place]):
+                yield patch.input, patch.label, *(({"name": name, "start": patch.start},) if origin else ())
+
+    where = ({"name": tf.TensorSpec([], tf.string), "start": tf.TensorSpec([len(stream.input_shape) - 1], tf.int64)},)
+    label = tf.TensorSpec(stream.label_shape, stream.label_dtype)
+    signature = (tf.TensorSpec(stream.input_shape, tf.float32), label, *(where if origin else ()))
+    return tf.data.Dataset.from_generator(patches, output_signature=signature)
 
 
 def _batches(samples, batch_size, flips, quarter_turns, drop_remainder, seed):

@@ -1,5 +1,6 @@
 """Shards of patches: how they are written by the workers, checked, and parsed again."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -50,31 +51,52 @@ def write_job(pairs, folder, job, cutting, rules, shard_bytes):
     """Writes the shards of a job and, last, its JSON."""
     open_shards: dict[str, _Shard] = {}
     shards: list[_Shard] = []
-    shapes: dict[tuple, None] = {}
-    skipped = []
-    for index, set_name in job.items:
-        example, reason = try_to_read(pairs, index, rules)
-        if example is None:
-            skipped.append(reason)
-            continue
-        name, image, label = example
-        for part, patch in cut_example(image, label, cutting, number=index, set_name=set_name):
+    with _entry(folder, job) as entry:
+        for _, name, part, patch in _cut(pairs, job, cutting, rules, entry):
             if part not in open_shards:
                 number = sum(shard.set_name == part for shard in shards)
                 open_shards[part] = _Shard(folder, part, job.number, number)
             shard = open_shards[part]
-            shard.write(str(name), patch)
-            shapes[patch.input.shape, patch.label.shape] = None
+            shard.write(name, patch)
             if shard.size >= shard_bytes:
                 shards.append(open_shards.pop(part).close())
-    shards += [shard.close() for shard in open_shards.values()]
-    content = {
-        "key": job.key,
-        "shards": [shard.entry for shard in shards],
-        "skipped": skipped,
-        "shapes": [{"input": of_input, "label": of_label} for of_input, of_label in shapes],
-    }
-    _files.write_text(job_path(folder, job.number), json.dumps(content))
+        shards += [shard.close() for shard in open_shards.values()]
+        entry["shards"] = [shard.entry for shard in shards]
+
+
+def list_job(pairs, folder, job, cutting, rules, shard_bytes):
+    """Writes the JSON of a job alone; in place of shards it names for each file what patches it gives a set."""
+    found: dict[tuple, list] = {}
+    with _entry(folder, job) as entry:
+        for index, _, part, patch in _cut(pairs, job, cutting, rules, entry):
+            found.setdefault((index, part), []).append(patch.content)
+        entry["shards"] = [
+            {"file": index, "set": part, "records": len(contents), "contents": contents}
+            for (index, part), contents in found.items()
+        ]
+
+
+@contextlib.contextmanager
+def _entry(folder, job):
+    """What the JSON of a job will hold; written once all is done."""
+    entry = {"key": job.key, "shards": [], "skipped": [], "shapes": []}
+    yield entry
+    _files.write_text(job_path(folder, job.number), json.dumps(entry))
+
+
+def _cut(pairs, job, cutting, rules, entry):
+    """Yields `(index, name, set name, Patch)` for every file of a job; notes shapes, and what is skipped."""
+    for index, set_name in job.items:
+        example, reason = try_to_read(pairs, index, rules)
+        if example is None:
+            entry["skipped"].append(reason)
+            continue
+        name, image, label = example
+        for part, patch in cut_example(image, label, cutting, number=index, set_name=set_name):
+            shapes = {"input": patch.input.shape, "label": patch.label.shape}
+            if shapes not in entry["shapes"]:
+                entry["shapes"].append(shapes)
+            yield index, str(name), part, patch
 
 
 def damage(folder, entry):

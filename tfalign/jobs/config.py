@@ -44,6 +44,7 @@ class Config:
         validation_inputs, validation_labels: held-out truth whose labels are known to lie right. All other files are
             then for training and test.
         strict: stop at the first file that cannot be used, instead of leaving it out.
+        cache: keep the patches in the run folder; otherwise every epoch reads the files again.
         preprocessing: of inputs, a list of steps (`tfalign.data.preprocess`), as `{step: Scale, high: 255}`; "auto":
             the 1st and the 99th percentile of the training set become 0 and 1.
         label_range: `[low, high]`, the label values that become 0 and 1; None leaves values as they are. "auto": bytes
@@ -92,6 +93,7 @@ class Config:
     validation_inputs: str | None = None
     validation_labels: str | None = None
     strict: bool = False
+    cache: bool = True
     preprocessing: list | str = AUTO
     label_range: list | str | None = AUTO
     patch_size: int | list | str = AUTO
@@ -132,7 +134,7 @@ class Config:
         for name, (low, high) in _NUMBERS.items():
             if getattr(self, name) is not None:
                 _checks.number(name, getattr(self, name), at_least=low, at_most=high)
-        for name in ("strict", "tensorboard"):
+        for name in ("strict", "cache", "tensorboard"):
             _checks.choice(name, getattr(self, name), (True, False))
         _checks.choice("schedule", self.schedule, SCHEDULES)
         _checks.choice("split_by", self.split_by, (AUTO, "file", "region"))

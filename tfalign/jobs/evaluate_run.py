@@ -5,7 +5,7 @@ import io
 import tempfile
 
 from tfalign import _checks, _files
-from tfalign.data import pipeline, split
+from tfalign.data import split
 from tfalign.data.cutting import Cutting
 from tfalign.jobs import files, measures, networks, run_data, run_reading
 from tfalign.jobs.run_folder import RunFolder, writing
@@ -46,7 +46,7 @@ def run(
     elif set_name == "validation":
         inputs, labels = config.validation_inputs, config.validation_labels
     if inputs is None:
-        cache = run_reading.cache(run.path)
+        cache = run_data.reopened(run)
         batches = None if cache is None else run_data.every_batch(cache, set_name, config)
         if batches is None:
             remedy = "Give another --set, or --inputs and --labels."
@@ -71,9 +71,8 @@ def _cache(config, run, inputs, labels, folder, track, announce):
     pairs = run_data.found(config, inputs, labels)
     known = run_reading.cutting(run.path).get_config()
     whole = Cutting.from_config({**known, "fractions": (1.0, 0.0, 0.0), "split_by": "file"})
-    cache = pipeline.prepare(
-        pairs, folder, whole, workers=run_data.workers(config, pairs), strict=config.strict, track=track
-    )
+    options = {"workers": run_data.workers(config, pairs), "strict": config.strict, "track": track}
+    cache = run_data.cut(config, pairs, folder, whole, **options)
     for one in pairs.skipped:
         announce(f"Left out: {one.path}: {one.reason}")
     return cache

@@ -16,6 +16,7 @@ from tfalign.data.patches import balanced
 from tfalign.data.preprocess import Percentiles, Preprocessing, Scale
 from tfalign.data.split import SETS
 from tfalign.data.steps import as_tuples
+from tfalign.jobs import config as configs
 from tfalign.jobs import files
 from tfalign.jobs.config import AUTO
 
@@ -31,8 +32,8 @@ class RunData(NamedTuple):
     """What a run trains on.
 
     Attributes:
-        cache: of all three sets.
-        truth: the `Cache` of held-out labels that are known to lie right (its set is called "train"), or None.
+        cache: of all three sets; a `Stream` where the settings want no cache.
+        truth: that of held-out labels that are known to lie right (its set is called "train"), or None.
         facts: the content of `data.json`.
     """
 
@@ -77,7 +78,7 @@ def prepared(config, folder, *, track, announce):
         facts = {"files": state, **_facts(config, pairs, labelled)}
     cutting = _cutting(config, facts, len(labelled))
     options = {"workers": workers(config, pairs), "strict": config.strict, "track": track, "announce": announce}
-    cache = pipeline.prepare(pairs, folder.cache, cutting, **options)
+    cache = cut(config, pairs, folder.cache, cutting, **options)
     pairs.write_skipped(folder.path)
     _tell_skipped(pairs.skipped, folder, announce)
     if "input_channels" not in facts:
@@ -101,6 +102,28 @@ def found(config, inputs, labels):
         received = {"inputs": inputs, "labels": labels}
         raise ValueError(_checks.message("`labels` must be given.", received, "Or a `recipe`, in a --config."))
     return read_pairs(inputs, labels, **options)
+
+
+def cut(config, pairs, folder, cutting, **options):
+    """Patches of the pairs: a `Cache`, or a `Stream` where the settings want none; see `tfalign.data.pipeline`."""
+    return (pipeline.prepare if config.cache else pipeline.stream)(pairs, folder, cutting, **options)
+
+
+def reopened(run):
+    """The patches of a run as they lie in its folder, not compared with the files; None where there are none.
+
+    Args:
+        run: `RunFolder`. A run without a cache needs its files; otherwise its settings are not needed.
+
+    Raises:
+        ValueError: the files of a run without a cache are not there.
+    """
+    settings = configs.read(run.config_file) if run.config_file.is_file() else {}
+    if settings.get("cache", True):
+        return pipeline.reopened(run.cache)
+    config = run.config()
+    pairs = found(config, config.inputs, config.labels)
+    return pipeline.reopened(run.cache, pairs, workers=workers(config, pairs))
 
 
 def training_batches(data, config, *, epoch):
@@ -291,7 +314,7 @@ def _truth(config, folder, cache, cutting, facts, options):
     pairs = found(config, config.validation_inputs, config.validation_labels)
     config_of_cutting = {**cutting.get_config(), "preprocessing": cache.preprocessing.get_config()}
     whole = Cutting.from_config({**config_of_cutting, "fractions": (1.0, 0.0, 0.0), "split_by": "file"})
-    truth = pipeline.prepare(pairs, folder.path / "cache-validation", whole, **options)
+    truth = cut(config, pairs, folder.path / "cache-validation", whole, **options)
     received = {"its channels": (truth.input_shape[-1], truth.label_shape[-1])}
     wanted = (cache.input_shape[-1], cache.label_shape[-1])
     if received["its channels"] != wanted:

@@ -12,7 +12,8 @@ from PIL import Image
 from tfalign.data.cache import Cache
 from tfalign.data.realignment import registered
 from tfalign.data.split import SETS
-from tfalign.jobs import figures, files, run_figures, run_reading
+from tfalign.jobs import figures, files, run_data, run_figures, run_reading
+from tfalign.jobs.run_folder import RunFolder
 from tfalign.ops import geometry, resample
 
 _LARGEST = 384  # pixels a side of a picture
@@ -28,7 +29,7 @@ class Trained(NamedTuple):
 
     Attributes:
         model: of prepared patches.
-        cache: the run's.
+        cache: the run's, or its stream.
         ignore_class: that of class maps, None for other labels.
         search: options of `tfalign.register`.
     """
@@ -41,7 +42,10 @@ class Trained(NamedTuple):
     @classmethod
     def of_run(cls, folder, summary):
         """That of a run; None where model or patches are not there."""
-        cache = run_reading.cache(folder)
+        try:
+            cache = run_data.reopened(RunFolder(folder))
+        except (OSError, ValueError):  # without a cache the files are needed, and they may be gone
+            cache = None
         if cache is None or not any((folder / name).is_file() for name in run_reading.MODELS):
             return None
         bounds = {name: _plain(value) for name, value in (summary.get("bounds") or {}).items() if value}

@@ -2,18 +2,18 @@
 
 import contextlib
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
-from tfalign.data import preprocess, split
-from tfalign.data.cache import Cache, common_shape
+from tfalign.data import preprocess
 from tfalign.data.cutting import Cutting
-from tfalign.data.shards import entry_of, parse
+from tfalign.data.pipeline import Stream
+from tfalign.data.shards import parse
 from tfalign.jobs import files
 
 MODELS = ("best.keras", "last.keras")
@@ -83,46 +83,28 @@ def cutting(folder):
     return Cutting.from_config({**content["settings"], "preprocessing": content["preprocessing"]})
 
 
-def cache(folder):
-    """The `Cache` of a run as it lies there, not compared with the files that it was made of; None without one."""
-    place = Path(folder) / _CACHE
-    numbers = sorted(int(path.stem.removeprefix("job-")) for path in place.glob("job-*.json"))
-    entries = [entry_of(place, number) for number in numbers]
-    shards = [shard for entry in entries for shard in entry["shards"] if (place / shard["name"]).exists()]
-    if not shards:
-        return None
-    settings = cutting(folder)
-    shapes = [shape for entry in entries for shape in entry["shapes"]]
-    by_set = {name: [shard for shard in shards if shard["set"] == name] for name in split.SETS}
-    return Cache(
-        folder=place,
-        preprocessing=settings.preprocessing,
-        shards={name: [(str(place / s["name"]), s["records"]) for s in of_set] for name, of_set in by_set.items()},
-        contents={name: np.concatenate([[], *(s["contents"] for s in of_set)]) for name, of_set in by_set.items()},
-        input_shape=common_shape([shape["input"] for shape in shapes]),
-        label_shape=common_shape([shape["label"] for shape in shapes]),
-        label_dtype="float32" if settings.ignore_class is None else "int32",
-        skipped=[one for entry in entries for one in entry["skipped"]],
-    )
-
-
 def patches(cache, set_name, wanted):
     """Yields patches of a set, in order, as dicts of arrays: `input`, `label`, `start`, and the text `name`.
 
     Args:
-        cache: a `Cache`.
+        cache: a `Cache`, or a `Stream`.
         set_name: "train", "validation" or "test".
         wanted: `(number in the set, name of the file, start) -> bool`.
     """
-    number = -1
+    numbers = itertools.count()
+    if isinstance(cache, Stream):
+        for _, name, found in cache.read(set_name):
+            for patch in found:
+                if wanted(next(numbers), name, patch.start):
+                    yield {"input": patch.input, "label": patch.label, "name": name, "start": patch.start}
+        return
     for path, _ in cache.shards[set_name]:
         with contextlib.suppress(tf.errors.DataLossError):  # a shard that a kill cut off
             for record in tf.data.TFRecordDataset(path):
-                number += 1
                 example = tf.train.Example.FromString(record.numpy()).features.feature
                 name = example["name"].bytes_list.value[0].decode()
                 start = tuple(example["start"].int64_list.value)
-                if wanted(number, name, start):
+                if wanted(next(numbers), name, start):
                     found = parse(
                         record,
                         input_shape=cache.input_shape,
