@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Half of TensorFlow's start-up lines say nothing to a reader.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow test-browser test-addons lint types format docs bench-quality bench-speed clean
+.PHONY: demo test test-slow test-browser test-addons lint types format docs notebooks bench-quality bench-speed clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.package
@@ -49,6 +49,11 @@ types: $(VENV)/.develop
 docs: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	$(BIN)/mkdocs build --quiet
+
+# Runs the sources in notebooks/src, a few minutes each, into the notebooks beside them.
+notebooks: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable ".[notebooks]"
+	$(BIN)/python notebooks/build.py
 
 format: $(VENV)/.develop
 	$(BIN)/ruff check --fix .

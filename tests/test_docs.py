@@ -15,11 +15,19 @@ HOUSES = {
     "tfalign.metrics": tfalign.metrics.__all__,
     "tfalign.models": tfalign.models.__all__,
     "tfalign.callbacks": ["AlignmentLog", "StopBelow", "StopConverged"],
+    "tfalign.distributed": ["fit", "is_chief", "strategy"],
     "tfalign.layers": ["Warp"],
     "tfalign.export": ["ModelCard"],
 }
 # Folders of what has pages of its own.
-FOLDERS = {"tfalign.callbacks", "tfalign.layers", "tfalign.metrics", "tfalign.models", "tfalign.__version__"}
+FOLDERS = {
+    "tfalign.callbacks",
+    "tfalign.distributed",
+    "tfalign.layers",
+    "tfalign.metrics",
+    "tfalign.models",
+    "tfalign.__version__",
+}
 NAMES = sorted({f"{house}.{name}" for house, names in HOUSES.items() for name in names} - FOLDERS)
 
 

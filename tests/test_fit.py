@@ -7,7 +7,7 @@ import scipy.ndimage
 import tensorflow as tf
 
 import tfalign
-from tfalign import drift
+from tfalign import _keras, drift
 
 STEPS = 6
 
@@ -300,23 +300,78 @@ def test_a_broken_off_fit_goes_on_with_its_state(data, tmp_path):
     np.testing.assert_allclose(resumed.loss.state, whole.loss.state, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"max_rotation": 5.0}], ids=lambda one: "".join(one))
+def near_identity():
+    """A network whose first prediction is its input, nearly: labels then fit at one shift alone."""
+    model = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(1, 3, padding="same")])
+    kernel = 0.05 * np.random.default_rng(1).standard_normal((3, 3, 1, 1))
+    kernel[1, 1] += 0.5
+    model.set_weights([kernel, np.zeros(1)])
+    return model
+
+
+def trained_by_sgd(data, loss, steps, metrics=()):
+    model = near_identity()
+    model.compile(keras.optimizers.SGD(0.02), loss=loss, metrics=list(metrics), jit_compile=False)
+    dataset = tf.data.Dataset.from_tensor_slices(data).repeat().batch(4)
+    return model, model.fit(dataset, steps_per_epoch=1, epochs=steps, verbose=0, shuffle=False).history
+
+
+REPLICATED = [
+    {},
+    {"reduction": "sum"},
+    {"pool": "batch"},
+    {"max_rotation": 5.0},
+    {"max_rotation": 5.0, "pool": "batch"},
+]
+
+
+@pytest.mark.parametrize("options", REPLICATED, ids=lambda one: "-".join(map(str, one.values())) or "plain")
 def test_two_replicas_train_as_one_device(data, two_replicas, options):
-    inputs, labels = data
     steps = 3 if "max_rotation" in options else 20
+    if "pool" in options:  # all labels lie alike
+        wide = np.pad(data[0], [(0, 0), (4, 4), (4, 4), (0, 0)], mode="wrap")
+        data = data[0], np.roll(wide, (1, -2), axis=(1, 2))
 
     def fit():
-        model = network()
-        model.compile(keras.optimizers.SGD(0.01), loss=tfalign.ShiftInvariantLoss(**options))
-        dataset = tf.data.Dataset.from_tensor_slices((inputs, labels)).repeat().batch(4)
-        return model, model.fit(dataset, steps_per_epoch=1, epochs=steps, verbose=0, shuffle=False).history["loss"]
+        metrics = [tfalign.metrics.InPlace("mae"), tfalign.metrics.MeanShift(max_shift=4)]
+        return trained_by_sgd(
+            data, tfalign.ShiftInvariantLoss(max_shift=4, warmup_steps=1, **options), steps, metrics
+        )  # fmt: skip
 
-    single, losses = fit()
+    single, logs = fit()
     with two_replicas.scope():
-        model, mirrored_losses = fit()
-    np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-4)
-    np.testing.assert_allclose(model.loss.state, single.loss.state, atol=1e-3)
+        model, mirrored_logs = fit()
+    assert mirrored_logs.keys() == logs.keys() >= {"loss", "in_place_mae", "mean_shift"}
+    for name, values in logs.items():
+        np.testing.assert_allclose(mirrored_logs[name], values, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(model.loss.state, single.loss.state, atol=1e-5)
+    for one, two in zip(single.get_weights(), model.get_weights()):
+        np.testing.assert_allclose(two, one, atol=1e-5)
     assert updates(single.loss) == steps
+    assert single.loss.confidence > 0.15
+    assert np.abs(single.loss.drift).max() > 0.1
+
+
+OTHER_REDUCTIONS = ("mean", "mean_with_sample_weight", None) if _keras.IS_KERAS_3 else ("none",)
+
+
+@pytest.mark.parametrize("reduction", OTHER_REDUCTIONS)
+def test_other_reductions_deviate_no_more_than_those_of_keras(data, two_replicas, reduction):
+    inputs, labels = data
+    losses = {
+        "ours": lambda: tfalign.ShiftInvariantLoss(max_shift=4, warmup_steps=1, reduction=reduction),
+        "mae": lambda: keras.losses.MeanAbsoluteError(reduction=reduction),
+    }
+    deviations = {}
+    for name, loss in losses.items():
+        pair = inputs, labels if name == "ours" else labels[:, 4:-4, 4:-4]
+        single, logs = trained_by_sgd(pair, loss(), 3)
+        with two_replicas.scope():
+            model, mirrored_logs = trained_by_sgd(pair, loss(), 3)
+        apart = [np.abs(one - two).max() for one, two in zip(single.get_weights(), model.get_weights())]
+        relative = np.abs(np.subtract(mirrored_logs["loss"], logs["loss"])) / logs["loss"]
+        deviations[name] = np.max(apart), np.max(relative)
+    assert np.all(np.array(deviations["ours"]) <= np.array(deviations["mae"]) + 1e-5), deviations
 
 
 def test_a_loss_made_outside_the_scope_counts_steps_once(data, two_replicas):

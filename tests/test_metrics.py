@@ -681,3 +681,26 @@ def test_a_missing_axis_of_signals():
     signal = np.zeros((1, 16, 1), np.float32)
     with pytest.raises(ValueError, match=r"`axis` must be one of the 1 spatial axes.*axis=1"):
         metrics.MeanShift(max_shift=2, axis=1).update_state(signal, signal)
+
+
+def test_two_replicas_count_as_one_device(two_replicas, rng):
+    inputs, labels = moved(fields(rng, (48, 48), batch=6), [*SHIFTS, *-SHIFTS], size=24, margin=4)
+
+    def evaluated():
+        model = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(1, 1, kernel_initializer="ones")])
+        of_shifts = [metrics.MeanShift(max_shift=3), metrics.ShiftAtBound(max_shift=3)]
+        pooled = metrics.ShiftInvariant("mse", max_shift=3, pool="batch", name="pooled")
+        in_place = [metrics.InPlace("mae"), metrics.PSNR(), metrics.SSIM()]
+        model.compile(
+            loss=tfalign.ShiftInvariantLoss(max_shift=3),
+            metrics=[*in_place, *of_shifts, metrics.ShiftInvariant("mae", max_shift=3), pooled],
+        )
+        return model.evaluate(inputs, labels, batch_size=4, return_dict=True, verbose=0)
+
+    one = evaluated()
+    with two_replicas.scope():
+        two = evaluated()
+    assert one.keys() == two.keys()
+    assert len(one) == 8
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-5, atol=1e-5, err_msg=name)

@@ -1,6 +1,6 @@
 """tfalign: train dense-prediction Keras networks on labels that do not lie exactly on their inputs."""
 
-from tfalign import callbacks, layers, metrics, models
+from tfalign import callbacks, distributed, layers, metrics, models
 from tfalign._version import __version__
 from tfalign.export import export_serving
 from tfalign.losses import ShiftInvariantLoss, shift_invariant_loss
@@ -12,6 +12,7 @@ __all__ = [
     "ShiftInvariantLoss",
     "__version__",
     "callbacks",
+    "distributed",
     "export_serving",
     "layers",
     "metrics",

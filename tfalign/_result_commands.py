@@ -1,5 +1,6 @@
 """The commands that use what was trained: `predict`, `analyse`, `report`."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from tfalign._terminal import numbers, progress, say
 from tfalign.jobs import analysis as analysis_job
+from tfalign.jobs import beam as beam_jobs
 from tfalign.jobs import predict as predict_job
 from tfalign.jobs import run_report as report_job
 
@@ -38,6 +40,9 @@ def predict(
         int, typer.Option(help="Larger inputs (pixels times channels) are left out.")
     ] = predict_job.MAX_PIXELS,
     strict: Annotated[bool, typer.Option(help="Stop at the first file that cannot be used.")] = False,
+    beam: Annotated[
+        str | None, typer.Option(help="Do it in a pipeline of Apache Beam with these options: '--runner=DirectRunner'.")
+    ] = None,
 ):
     """Predicts files of any size by a trained network, each under its own name.
 
@@ -45,8 +50,9 @@ def predict(
 
     Example: tfalign predict --run runs/mine --inputs images --out predictions --format png
     """
+    job = predict_job.predict if beam is None else functools.partial(beam_jobs.predict, options=beam)
     with progress() as track:
-        result = predict_job.predict(
+        result = job(
             inputs,
             out,
             run=run,

@@ -1,5 +1,6 @@
 """The commands `train`, `evaluate` and `realign`."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from tfalign import _checks
 from tfalign._terminal import numbers, progress, say
+from tfalign.jobs import beam as beam_jobs
 from tfalign.jobs import config as configs
 from tfalign.jobs import evaluate_run
 from tfalign.jobs import realign as realign_job
@@ -163,6 +165,9 @@ def realign(
     ] = None,
     min_confidence: Annotated[float | None, typer.Option(help="A label known less well stays where it is.")] = None,
     model: Annotated[str | None, typer.Option(help=_MODEL)] = None,
+    beam: Annotated[
+        str | None, typer.Option(help="Do it in a pipeline of Apache Beam with these options: '--runner=DirectRunner'.")
+    ] = None,
 ):
     """Writes the labels of a run moved to where they belong, in the format that they came in.
 
@@ -172,9 +177,14 @@ def realign(
 
     Example: tfalign realign --run runs/mine --out repaired --decisions decisions.csv
     """
+    job = functools.partial(realign_job.run, per=per)
+    if beam is not None:
+        if per != "file":
+            raise ValueError(_checks.message('With `beam`, `per` must be "file".', {"per": per, "beam": beam}))
+        job = functools.partial(beam_jobs.realign, options=beam)
     with progress() as track:
-        result = realign_job.run(
-            run, out, inputs=inputs, labels=labels, per=per, decisions=decisions, model=model,
+        result = job(
+            run, out, inputs=inputs, labels=labels, decisions=decisions, model=model,
             min_confidence=min_confidence, track=track, announce=say,
         )  # fmt: skip
     say(realign_job.in_words(result))

@@ -165,7 +165,8 @@ class StopBelow(keras.callbacks.Callback):
         TypeError: `threshold` is no number.
 
     Example:
-        >>> model.fit(inputs, labels, epochs=100, callbacks=[tfalign.callbacks.StopBelow(0.01, monitor="val_loss")])
+        >>> stop = tfalign.callbacks.StopBelow(0.01, monitor="val_loss")
+        >>> model.fit(inputs, labels, validation_split=0.25, epochs=100, callbacks=[stop])
     """
 
     def __init__(self, threshold, *, monitor="loss"):

@@ -25,10 +25,9 @@ class Warp(keras.layers.Layer):
     Raises:
         TypeError, ValueError: options, ranks or sizes do not fit.
 
-    Example::
-
-        field = keras.layers.Conv2D(2, 3, padding="same", kernel_initializer="zeros")(features)
-        aligned = tfalign.layers.Warp()([label, field])
+    Example:
+        >>> field = keras.layers.Conv2D(2, 3, padding="same", kernel_initializer="zeros")(inputs)
+        >>> aligned = tfalign.layers.Warp()([labels, field])
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from tfalign._label_parts import checked_extras, checked_groups, group_of_channe
 from tfalign._label_search import Search
 from tfalign._one_output import OneOutput, checked_weight
 from tfalign._pixel_loss import PixelLoss
-from tfalign.ops import geometry
+from tfalign.ops import geometry, replicas
 
 _WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned; it then rises to 1
 
@@ -64,6 +64,10 @@ def shift_invariant_loss(
 
     Raises:
         TypeError, ValueError: shapes or options do not fit.
+
+    Example:
+        >>> tfalign.shift_invariant_loss(np.roll(labels, 2, axis=1), labels, "mae", max_shift=4).numpy().tolist()
+        [0.0, 0.0, 0.0, 0.0]
     """
     search = Search.checked(
         max_shift=max_shift,
@@ -142,7 +146,8 @@ class ShiftInvariantLoss(_keras.Loss):
         groups: lists of channels, as in `[(0,), (1, 2)]`, for labels whose channels do not lie on one another: each is
             aligned by itself, has a drift of its own (`drift` is then `(groups, 3)`), and its base loss counts by its
             number of channels. Not for categorical losses, where channels mean nothing one by one.
-        pool: "batch" moves all labels of a batch (of one replica) alike: for batches of one slide or one recording.
+        pool: "batch" moves all labels of a batch alike, those of all replicas: for batches of one slide or one
+            recording.
         min_overlap: a shift counts when its overlap is at least this share of the largest.
         crop: pixels to cut off from each side of the prediction, one number or one per axis, or "max_shift": what is
             left never leaves a label of the prediction's size. What is cut off gets no gradient.
@@ -369,11 +374,9 @@ class ShiftInvariantLoss(_keras.Loss):
         return identity(prediction)
 
     def _update(self, told):
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            flat = tf.nest.flatten(told)
-            added = iter(replica.all_reduce(tf.distribute.ReduceOp.SUM, [one for one in flat if one is not None]))
-            told = tf.nest.pack_sequence_as(told, [None if one is None else next(added) for one in flat])
+        flat = tf.nest.flatten(told)
+        added = iter(replicas.summed([one for one in flat if one is not None]))
+        told = tf.nest.pack_sequence_as(told, [None if one is None else next(added) for one in flat])
         options = {"warmup_steps": self.warmup_steps, "subpixel": self._search.interpolates}
         after = [drift.pack(drift.update(state, sums, **options)) for state, sums in zip(self._read(), told)]
         return self.state.assign(after[0] if self.groups is None else tf.stack(after), read_value=False)

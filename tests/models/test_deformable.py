@@ -497,20 +497,27 @@ def test_mixed_precision(policy):
         keras.mixed_precision.set_global_policy("float32")
 
 
-def test_two_replicas_train_as_one(two_replicas):
+@pytest.mark.parametrize("searches", [False, True])
+def test_two_replicas_train_as_one(two_replicas, searches):
     x, _, y, _ = scene(4, rms=0.5)
 
     def trained():
         model = small(momentum=0.5)
-        model.compile(keras.optimizers.SGD(0.05), loss="mse", jit_compile=False)
-        model.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
-        return model
+        loss = tfalign.ShiftInvariantLoss("mse", max_shift=1, warmup_steps=1) if searches else "mse"
+        model.compile(keras.optimizers.SGD(0.05), loss=loss, jit_compile=False)
+        return model, model.fit(x, y, batch_size=4, epochs=20, shuffle=False, verbose=0).history
 
-    one = trained()
+    one, logs = trained()
     with two_replicas.scope():
-        two = trained()
+        two, mirrored_logs = trained()
     for a, b in zip(weights(one), weights(two)):
-        np.testing.assert_allclose(b, a, atol=1e-4)
+        np.testing.assert_allclose(b, a, atol=1e-5)
+    np.testing.assert_allclose(two.drift, one.drift, atol=1e-5)
+    assert np.abs(one.drift).max() > 0.0
+    for name, values in logs.items():
+        np.testing.assert_allclose(mirrored_logs[name], values, atol=1e-5, err_msg=name)
+    if searches:
+        np.testing.assert_allclose(two.loss.state, one.loss.state, atol=1e-5)
 
 
 def test_a_keras_file_resumes_and_the_predictor_is_saved_alone(tmp_path):

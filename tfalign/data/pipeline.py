@@ -42,6 +42,7 @@ def dataset(
     drop_remainder=None,
     origin=False,
     service=None,
+    service_job=None,
     shuffle_bytes=SHUFFLE_BYTES,
     seed=0,
 ):
@@ -64,6 +65,8 @@ def dataset(
         origin: add to every batch a dict: "name" of the file of each patch and "start", its first index there.
         service: address of a dispatcher of the `tf.data` service, e.g. "grpc://host:5050"; its workers read the shards
             in place of this process, each patch once in an epoch, in an order of their own.
+        service_job: a name in the service: processes that give the same one share the batches, as workers of
+            `tfalign.distributed.fit` must, each epoch by a name of its own.
         shuffle_bytes: size of the shuffle buffer.
         seed: of the order, the choice among blank patches, and the flips.
 
@@ -96,7 +99,8 @@ def dataset(
         received = {"service": service}
         raise ValueError(_checks.message("The tf.data service must have a cache.", received, "Take `prepare`."))
     if service is not None:
-        batches = batches.apply(tf.data.experimental.service.distribute("distributed_epoch", service))
+        job = tf.data.experimental.service.distribute("distributed_epoch", service, job_name=service_job)
+        batches = batches.apply(job)
     elif not reads_files:  # of which one may fail later
         # Keras asks for the number of batches; in the service each worker has some of them.
         count = kept.sum() // batch_size if drop_remainder else -(-kept.sum() // batch_size)

@@ -57,6 +57,13 @@ def realign(
     Raises:
         ValueError: an option out of range, no names per "file", labels that are no instance maps, or more than shifts
             to be found for other than patches.
+
+    Example:
+        >>> dataset = tf.data.Dataset.from_tensor_slices((inputs, np.roll(labels, (2, -1), axis=(1, 2)))).batch(4)
+        >>> repaired = tfalign.data.realign(dataset, model, max_shift=4)
+        >>> for inputs, labels, found in repaired.as_numpy_iterator():
+        ...     print(found["translation"].tolist())
+        [[2.0, -1.0], [2.0, -1.0], [2.0, -1.0], [2.0, -1.0]]
     """
     _checks.choice("per", per, PER)
     element = dataset.element_spec

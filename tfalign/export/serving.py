@@ -85,6 +85,10 @@ def export_serving(
     Raises:
         ValueError, TypeError: an option or the model does not fit; the version is taken.
         ImportError: `warmup` names sizes and the extra `serving` is not installed.
+
+    Example:
+        >>> tfalign.export_serving(model, "served/stain", register={"max_shift": 8}).as_posix()
+        'served/stain/1'
     """
     rank = options.model_rank(model)
     directory = Path(directory)

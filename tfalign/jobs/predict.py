@@ -20,6 +20,7 @@ from tfalign.jobs.predictor import Codes, Predictor, type_of_numbers
 
 FORMATS = ("auto", "tif", "png", "npy")
 CLASSES = ("auto", "yes", "no")
+JOURNAL = ".predictions.jsonl"  # of what is done, beside the tables
 TABLES = ("predictions.csv", "skipped.csv")  # among the predictions; no inputs
 _LARGE = 2**26  # values: beyond them arrays are maps of files
 
@@ -85,61 +86,80 @@ def predict(
         ValueError: an option out of range, no file that can be read, or `out` holds predictions of another model.
         BadFileError: a file cannot be used, if strict.
     """
-    if (run is None) == (model is None):
-        received = {"run": run and str(run), "model": model and str(model)}
-        raise ValueError(_checks.message("Either `run` or `model` must be given.", received))
-    _checks.choice("form", form, FORMATS)
-    _checks.choice("classes", classes, CLASSES)
-    value_range = _range("value_range", value_range)
-    out = _outside(out, inputs)
-    network, preprocessing, is_class_map = _trained(run, model, image_range)
-    rank = options.model_rank(network)
-    predictor = Predictor(network, preprocessing, tile=tile, tile_overlap=tile_overlap)
-    is_class_map = is_class_map and predictor.channels > 1 if classes == "auto" else classes == "yes"
-    form = _form(form, rank, predictor.channels, is_class_map)
-    target = _Target(form, value_range, is_class_map)
-
-    pairs = read_pairs(inputs, rank=rank, max_pixels=max_pixels, strict=strict)
+    out = outside(out, inputs)
+    work = Work(
+        run=run, model=model, form=form, classes=classes, value_range=value_range, image_range=image_range,
+        tile=tile, tile_overlap=tile_overlap,
+    )  # fmt: skip
+    pairs = read_pairs(inputs, rank=work.rank, max_pixels=max_pixels, strict=strict)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "form": form,
-        "classes": is_class_map,
-        "value_range": list(target.value_range),
-        "model": fingerprints.digest(fingerprints.of_model(network)),
-        "preprocessing": repr(preprocessing),
-    }
-    journal = Journal(out / ".predictions.jsonl", settings)
+    journal = Journal(out / JOURNAL, work.settings)
     advance = track("predicting", len(pairs))
     rows = []
     for index in range(len(pairs)):
-        row = _one(pairs, index, out, predictor, target, journal, strict)
+        row = work.one(pairs, index, out, journal)
         rows += [] if row is None else [row]
         advance(1)
+    return finished(pairs, rows, out)
+
+
+def finished(pairs, rows, out):
+    """Writes the tables; the `Result`."""
     tables.write(out / TABLES[0], rows)
     pairs.write_skipped(out)
     return Result(rows, list(pairs.skipped))
 
 
-def _one(pairs, index, out, predictor, target, journal, strict):
-    """The row of one file, predicted now or before; None where it is skipped."""
-    name = pairs[index].name
-    state = fingerprints.digest(fingerprints.of_example(pairs, index))
-    row = journal.entry(name, state)
-    if row is not None and (out / row["file"]).exists():
+class Work:
+    """What is done to one file; arguments as of `predict`.
+
+    Attributes:
+        rank: spatial axes of the inputs.
+        settings: of the journal.
+    """
+
+    def __init__(self, *, run, model, form, classes, value_range, image_range, tile, tile_overlap):
+        if (run is None) == (model is None):
+            received = {"run": run and str(run), "model": model and str(model)}
+            raise ValueError(_checks.message("Either `run` or `model` must be given.", received))
+        _checks.choice("form", form, FORMATS)
+        _checks.choice("classes", classes, CLASSES)
+        value_range = _range("value_range", value_range)
+        network, preprocessing, is_class_map = _trained(run, model, image_range)
+        self.rank = options.model_rank(network)
+        self._predictor = Predictor(network, preprocessing, tile=tile, tile_overlap=tile_overlap)
+        channels = self._predictor.channels
+        is_class_map = is_class_map and channels > 1 if classes == "auto" else classes == "yes"
+        form = _form(form, self.rank, channels, is_class_map)
+        self._target = _Target(form, value_range, is_class_map)
+        self.settings = {
+            "form": form,
+            "classes": is_class_map,
+            "value_range": list(value_range),
+            "model": fingerprints.digest(fingerprints.of_model(network)),
+            "preprocessing": repr(preprocessing),
+        }
+
+    def one(self, pairs, index, out, journal):
+        """The row of one file, predicted now or before; None where it is skipped."""
+        name = pairs[index].name
+        state = fingerprints.digest(fingerprints.of_example(pairs, index))
+        row = journal.entry(name, state)
+        if row is not None and (out / row["file"]).exists():
+            return row
+        try:
+            values = _read(pairs, index)
+            _check_channels(pairs[index].input.path, values, self._predictor)
+        except BadFileError as error:
+            if pairs.strict:
+                raise
+            pairs.note_skipped(error.path, error.reason)
+            return None
+        path = self._target.write(out / name, self._predictor, values)
+        source = str(pairs[index].input.path).encode("utf-8", "backslashreplace").decode("utf-8")
+        row = {"name": name, "file": path.relative_to(out).as_posix(), "input": source}
+        journal.add(name, state, row)
         return row
-    try:
-        values = _read(pairs, index)
-        _check_channels(pairs[index].input.path, values, predictor)
-    except BadFileError as error:
-        if strict:
-            raise
-        pairs.note_skipped(error.path, error.reason)
-        return None
-    path = target.write(out / name, predictor, values)
-    source = str(pairs[index].input.path).encode("utf-8", "backslashreplace").decode("utf-8")
-    row = {"name": name, "file": path.relative_to(out).as_posix(), "input": source}
-    journal.add(name, state, row)
-    return row
 
 
 class _Target:
@@ -216,7 +236,7 @@ def _mapped(path, form, shape, dtype):
     return array.reshape(shape)
 
 
-def _outside(out, inputs):
+def outside(out, inputs):
     """The folder of predictions, which must not be read as inputs the next time."""
     out = Path(out)
     place = Path(inputs).resolve()

@@ -49,40 +49,55 @@ def run(
     Raises:
         ValueError: no run, an option out of range, or decisions that name no file.
     """
-    run = RunFolder.existing(folder)
-    config, facts = run.config(), run.facts()
+    run, out = RunFolder.existing(folder), Path(out)
+    pairs, decided = found(run, out, inputs, labels, decisions)
+    settings = settings_of(run, model=model, min_confidence=min_confidence)
+    with writing(out):
+        rows = realign_files(accepted(pairs, decided), folder=out, per=per, track=track, **settings)
+        return finished(pairs, decided, rows, out, announce)
+
+
+def found(run, out, inputs, labels, decisions):
+    """`(pairs that have a label, decision by name)`; of the run where there are no `inputs`."""
+    config = run.config()
     if inputs is None:
         inputs, labels = config.inputs, config.labels
-    out = Path(out)
     check_outside(out, inputs=inputs, labels=labels)
     pairs = run_data.found(config, inputs, labels).select(lambda pair: pair.label is not None)
-    decided = {} if decisions is None else read_decisions(decisions, [pair.name for pair in pairs])
-    network = networks.trained(run, config, facts, model=model)
-    search = measures.search_of(config, scale_free=True)
+    return pairs, {} if decisions is None else read_decisions(decisions, [pair.name for pair in pairs])
+
+
+def accepted(pairs, decided):
+    """Those whose labels are repaired."""
+    return pairs.select(lambda pair: decided.get(pair.name, "accept") == "accept")
+
+
+def settings_of(run, *, model, min_confidence):
+    """Keywords of `tfalign.data.realign_files` that a run settles, its network among them."""
+    config, facts = run.config(), run.facts()
     drift = run.summary().get("drift") or [0.0] * facts["rank"]
-    with writing(out):
-        rows = realign_files(
-            pairs.select(lambda pair: decided.get(pair.name, "accept") == "accept"),
-            network,
-            out,
-            per=per,
-            preprocessing=run_reading.cutting(run.path).preprocessing,
-            subpixel=config.loss["subpixel"],
-            offset=measures.offset_of(config, drift),
-            min_confidence=config.loss["min_confidence"] if min_confidence is None else min_confidence,
-            ignore_class=config.loss["ignore_class"],
-            patch_size=_size(facts["patch_size"]),
-            track=track,
-            **search,
-        )
-        kept = [pair.name for pair in pairs if decided.get(pair.name) == "keep"]
-        rejected = [pair.name for pair in pairs if decided.get(pair.name) == "reject"]
-        for index, pair in enumerate(pairs):
-            if pair.name in kept:
-                _keep(pairs, index, out)
-            elif pair.name in rejected:
-                _target(pair, out).unlink(missing_ok=True)
-        pairs.write_skipped(out)
+    return {
+        "model": networks.trained(run, config, facts, model=model),
+        "preprocessing": run_reading.cutting(run.path).preprocessing,
+        "subpixel": config.loss["subpixel"],
+        "offset": measures.offset_of(config, drift),
+        "min_confidence": config.loss["min_confidence"] if min_confidence is None else min_confidence,
+        "ignore_class": config.loss["ignore_class"],
+        "patch_size": _size(facts["patch_size"]),
+        **measures.search_of(config, scale_free=True),
+    }
+
+
+def finished(pairs, decided, rows, out, announce):
+    """Does what was decided about the others, and lists what is skipped; what `run` returns."""
+    kept = [pair.name for pair in pairs if decided.get(pair.name) == "keep"]
+    rejected = [pair.name for pair in pairs if decided.get(pair.name) == "reject"]
+    for index, pair in enumerate(pairs):
+        if pair.name in kept:
+            _keep(pairs, index, out)
+        elif pair.name in rejected:
+            _target(pair, out).unlink(missing_ok=True)
+    pairs.write_skipped(out)
     for one in pairs.skipped:
         announce(f"Left out: {one.path}: {one.reason}")
     return {"rows": rows, "kept": kept, "rejected": rejected, "skipped": list(pairs.skipped)}

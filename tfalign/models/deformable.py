@@ -11,7 +11,7 @@ from tfalign.models._bent_labels import COUNTS, Labels, Task, mean_loss, where_k
 from tfalign.models._equivariance import EQUIVARIANCES, moved_alike
 from tfalign.models._twins import Twins
 from tfalign.models.warp_network import WarpNetwork
-from tfalign.ops import displacements, geometry, registration, resample
+from tfalign.ops import displacements, geometry, registration, replicas, resample
 
 MOVING = ("label", "prediction")
 _DRIFT_RATE = 0.05  # share of a step in the running mean displacement
@@ -237,11 +237,14 @@ class DeformableModel(keras.Model):
             counts *= valid
         warp_loss = mean_loss(task.pixel_loss, label, other, counts, sample_weight)
         energy = tf.reduce_mean(displacements.smoothness_energy(field))
-        penalties = self.smoothness * tf.abs(tf.stop_gradient(warp_loss)) * energy
+        # Of all replicas: products and roots of their own means would not add up to those of one device.
+        means = (tf.stop_gradient(one) for one in (warp_loss, tf.reduce_mean(tf.square(field))))
+        level, square = replicas.summed([one / replicas.count() for one in means])
+        penalties = self.smoothness * tf.abs(level) * energy
         if self.equivariance > 0.0:
             penalties += self.equivariance * self._inequivariance(x, prediction, task)
         self.warp_loss_tracker.update_state(warp_loss)
-        self.displacement_tracker.update_state(tf.sqrt(tf.reduce_mean(tf.square(field))))
+        self.displacement_tracker.update_state(tf.sqrt(square))
         self.folds_tracker.update_state(tf.reduce_mean(displacements.fold_share(field)))
         return warp_loss, penalties
 
@@ -303,9 +306,7 @@ class DeformableModel(keras.Model):
         return identity(prediction)
 
     def _update(self, sums):
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        (sums,) = replicas.summed([sums])
         state = tf.convert_to_tensor(self.drift_state)
         steps, mean = state[0], state[1:]
         # A plain mean at first, then a running one; a batch of which nothing is known changes nothing.

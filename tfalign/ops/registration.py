@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
-from tfalign.ops import evidence, geometry, refine, resample, shifts, spline, start
+from tfalign.ops import evidence, geometry, refine, replicas, resample, shifts, spline, start
 from tfalign.ops.shifts import Registration
 from tfalign.ops.similarity.measures import MEASURES
 
@@ -71,7 +71,7 @@ def register(
         groups: lists of channels, as in `[(0,), (1, 2)]`: each is registered by itself, and all results but
             `fixed_shape` gain an axis of groups after the batch.
         pool: "batch" finds one shift for all samples, from the mean of their score maps; a transform from the sum of
-            their equations.
+            their equations. Inside the `run` of a `tf.distribute` strategy: for the samples of all replicas.
         min_overlap: a shift counts when its overlap is at least this share of the largest overlap of any shift.
         return_map: also return `score_map` and `posterior_map`.
 
@@ -86,6 +86,14 @@ def register(
     Source: Padfield (2012), doi:10.1109/TIP.2011.2181402, for masked sums by FFT; the window is computed alone, and
         channels share one gain. Öfverstedt et al. (2022), doi:10.1016/j.patrec.2022.05.022, for joint histograms.
         Akaike (1974), doi:10.1109/TAC.1974.1100705, for what a gain must exceed.
+
+    Example:
+        >>> picture = np.random.default_rng(0).random((1, 64, 64, 1), np.float32)
+        >>> label = np.roll(picture, (3, -2), axis=(1, 2))  # 3 px down, 2 px left
+        >>> found = tfalign.register(picture, label, max_shift=8, subpixel=False)
+        >>> found.translation.numpy().tolist()
+        [[3.0, -2.0]]
+        >>> aligned, mask = found.warp(label)
     """
     fixed = _checks.floating(fixed, "fixed")
     rank = _checks.spatial_rank("fixed", fixed)
@@ -107,12 +115,15 @@ def register(
         "min_overlap": min_overlap,
         "return_map": return_map,
     }
+    registered = _registered
+    if pool == "batch" and replicas.count() > 1:
+        registered = _registered_of_all_replicas
     if groups is None:
-        return _registered(fixed, moving, fixed_mask, moving_mask, **options)
+        return registered(fixed, moving, fixed_mask, moving_mask, **options)
     found, lists = [], checked_groups(groups, fixed.shape[-1])
     for group in lists:
         left, right = (tf.gather(side, group, axis=-1) for side in (fixed, moving))
-        found.append(_registered(left, right, fixed_mask, moving_mask, **options))
+        found.append(registered(left, right, fixed_mask, moving_mask, **options))
     stacked = [None if parts[0] is None else tf.stack(parts, axis=1) for parts in zip(*found)]
     of_channel = {channel: number for number, group in enumerate(lists) for channel in group}
     return Registration(*stacked)._replace(
@@ -144,10 +155,23 @@ def _checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank):
     )
 
 
-def _registered(fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, subpixel, **options):
-    """One transform for all channels, of checked arguments."""
+def _registered_of_all_replicas(*sides, bounds, **options):
+    """`_registered` of one batch that is spread over replicas: sums of maps for a shift, all samples for a transform.
+
+    A transform is refined in a loop, where replicas cannot meet.
+    """
+    if not bounds.limits():
+        return _registered(*sides, bounds=bounds, sum_up=replicas.summed, **options)
+    everyone, own = replicas.gathered(sides)
+    found = _registered(*everyone, bounds=bounds, **options)
+    mine = [None if field is None else own(field) for field in found]
+    return Registration(*mine)._replace(fixed_shape=found.fixed_shape)
+
+
+def _registered(fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, subpixel, sum_up=list, **options):
+    """One transform for all channels, of checked arguments; `sum_up` as of `shifts.best_shift`."""
     masks = fixed_mask, moving_mask
-    given = {"max_shift": bounds.max_shift, "similarity": similarity, **options}
+    given = {"max_shift": bounds.max_shift, "similarity": similarity, "sum_up": sum_up, **options}
     shift, least = shifts.best_shift(fixed, moving, *masks, subpixel=subpixel, **given)
     if not bounds.limits():
         return shift

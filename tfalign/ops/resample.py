@@ -50,6 +50,13 @@ def warp(
 
     Gradient: exact to the values; to the transform or displacement that of the interpolation ("nearest": none; "linear"
         at whole pixels: that towards the next one).
+
+    Example:
+        >>> picture = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1)
+        >>> one_right = tf.constant([[[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]])  # reads 1 px further right
+        >>> values, mask = tfalign.warp(picture, one_right)
+        >>> values[0, :, :, 0].numpy().tolist()
+        [[1.0, 2.0, 0.0], [4.0, 5.0, 0.0], [7.0, 8.0, 0.0]]
     """
     moving = tf.convert_to_tensor(moving)
     rank = _checks.spatial_rank("moving", moving)

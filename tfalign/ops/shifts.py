@@ -78,9 +78,12 @@ class Registration(NamedTuple):
 
 
 def best_shift(
-    fixed, moving, fixed_mask, moving_mask, *, max_shift, similarity, subpixel, pool, min_overlap, return_map
+    fixed, moving, fixed_mask, moving_mask, *, max_shift, similarity, subpixel, pool, min_overlap, return_map, sum_up
 ):
-    """The best shift for all channels, and the least pixels of overlap `(batch,)`."""
+    """The best shift for all channels, and the least pixels of overlap `(batch,)`.
+
+    `sum_up` makes sums over all samples of a list of sums over these: `tfalign.ops.replicas.summed`, or `list`.
+    """
     grids = Grids.windowed(fixed, moving, fixed_mask, moving_mask, max_shift)
     sums = overlap_sums(grids)
     count = sums.count[:, 0]
@@ -95,12 +98,15 @@ def best_shift(
     size = int(np.prod(window))
     scores, telling, enough, count = (tf.reshape(one, [-1, size]) for one in (scores, telling, enough, count))
     textured = has_texture(sums)
+    is_textured = textured[:, tf.newaxis]
+    flat = tf.where(is_textured, scores, 0.0)
     if pool == "batch":
         # Samples without texture say nothing; a shift counts where it counts for every other sample.
-        everywhere = tf.reduce_all(enough | ~textured[:, tf.newaxis], axis=0, keepdims=True)
-        enough = tf.broadcast_to(everywhere, tf.shape(enough))
-    flat = tf.where(textured[:, tf.newaxis], scores, 0.0)
-    scores = tf.where(enough, pooled(flat, textured) if pool == "batch" else flat, -np.inf)
+        counted = (tf.cast(is_textured & ~enough, flat.dtype), flat, tf.cast(is_textured, flat.dtype))
+        refused, total, samples = sum_up([tf.reduce_sum(one, axis=0) for one in counted])
+        enough = tf.broadcast_to(refused < 0.5, tf.shape(enough))
+        flat = tf.math.divide_no_nan(total, samples) + tf.zeros_like(flat)
+    scores = tf.where(enough, flat, -np.inf)
     best, is_known = peak.best_index(scores, window)
     shift = tf.gather(peak.window_shifts(max_shift, fixed.dtype), best)
     score = tf.gather(scores, best, batch_dims=1)
@@ -108,10 +114,11 @@ def best_shift(
     pixels = evidence.effective_pixels(fixed, moving, fixed_mask, moving_mask, shift)
     nats = measure.log_likelihood(telling, enough, pixels)
     if pool == "batch":
-        everyone = tf.ones_like(textured[:, tf.newaxis], nats.dtype)
-        nats = everyone * tf.reduce_sum(tf.where(textured[:, tf.newaxis], nats, 0.0), axis=0)
-        pixels = everyone[:, 0] * tf.reduce_sum(tf.where(textured, pixels, 0.0))
-        telling = pooled(tf.where(textured[:, tf.newaxis], telling, 0.0), textured)
+        told = (tf.where(is_textured, nats, 0.0), tf.where(textured, pixels, 0.0), tf.where(is_textured, telling, 0.0))
+        nats, pixels, total = sum_up([tf.reduce_sum(one, axis=0) for one in told])
+        everyone = tf.ones_like(is_textured, nats.dtype)
+        nats, pixels = everyone * nats, everyone[:, 0] * pixels
+        telling = tf.math.divide_no_nan(total, samples) + tf.zeros_like(telling)
     sizes = [tf.minimum(*both) for both in zip(geometry.spatial_shape(fixed), geometry.spatial_shape(moving))]
     posterior = tf.stop_gradient(evidence.posterior(nats, enough, pixels, max_shift, sizes))
     confidence = tf.where(is_known, evidence.mass_within_one_pixel(posterior, shift, max_shift), 0.0)
@@ -161,13 +168,6 @@ def _smooth_around(values, grids, shift, window):
     near = tf.reduce_all(tf.abs(shifts - shift[:, tf.newaxis]) < 1.5, axis=-1)
     best, _ = peak.best_index(tf.where(near, smooth, -np.inf), window)
     return smooth, best, tf.gather(shifts, best)
-
-
-def pooled(scores, textured):
-    """The mean over the samples that have texture, for every sample."""
-    weight = tf.cast(textured, scores.dtype)[:, tf.newaxis]
-    mean = tf.math.divide_no_nan(tf.reduce_sum(scores * weight, axis=0), tf.reduce_sum(weight, axis=0))
-    return mean + tf.zeros_like(scores)
 
 
 def _max_over_window(values):
