@@ -348,8 +348,7 @@ def test_two_replicas_train_as_one_device(data, two_replicas, options):
     for one, two in zip(single.get_weights(), model.get_weights()):
         np.testing.assert_allclose(two, one, atol=1e-5)
     assert updates(single.loss) == steps
-    assert single.loss.confidence > 0.15
-    assert np.abs(single.loss.drift).max() > 0.1
+    assert np.abs(single.loss.drift).max() > 1e-3  # there is something to compare
 
 
 OTHER_REDUCTIONS = ("mean", "mean_with_sample_weight", None) if _keras.IS_KERAS_3 else ("none",)
