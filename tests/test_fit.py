@@ -320,8 +320,9 @@ REPLICATED = [
     {},
     {"reduction": "sum"},
     {"pool": "batch"},
-    {"max_rotation": 5.0},
-    {"max_rotation": 5.0, "pool": "batch"},
+    # Minutes long. Beliefs at 5.0 differ by up to 4e-3 nats: refinements in float32 part in their last digits.
+    pytest.param({"max_rotation": 5.0}, marks=pytest.mark.slow),
+    pytest.param({"max_rotation": 5.0, "pool": "batch"}, marks=pytest.mark.slow),
 ]
 
 
