@@ -320,7 +320,7 @@ REPLICATED = [
     {},
     {"reduction": "sum"},
     {"pool": "batch"},
-    # Minutes long. Beliefs at 5.0 differ by up to 4e-3 nats: refinements in float32 part in their last digits.
+    # Minutes long.
     pytest.param({"max_rotation": 5.0}, marks=pytest.mark.slow),
     pytest.param({"max_rotation": 5.0, "pool": "batch"}, marks=pytest.mark.slow),
 ]
@@ -345,7 +345,9 @@ def test_two_replicas_train_as_one_device(data, two_replicas, options):
     assert mirrored_logs.keys() == logs.keys() >= {"loss", "in_place_mae", "mean_shift"}
     for name, values in logs.items():
         np.testing.assert_allclose(mirrored_logs[name], values, atol=1e-5, err_msg=name)
-    np.testing.assert_allclose(model.loss.state, single.loss.state, atol=1e-5)
+    # A refinement ends when its steps are short: a last digit decides on one step more, of 1e-3 px.
+    near = 1e-2 if "max_rotation" in options else 1e-5
+    np.testing.assert_allclose(model.loss.state, single.loss.state, atol=near)
     for one, two in zip(single.get_weights(), model.get_weights()):
         np.testing.assert_allclose(two, one, atol=1e-5)
     assert updates(single.loss) == steps
