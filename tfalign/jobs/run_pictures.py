@@ -234,7 +234,7 @@ def _range(values):
 
 def _url(values):
     """`(rows, cols, 3)` in [0, 1] as a data URL, made smaller if it is large."""
-    image = Image.fromarray(np.uint8(np.clip(255 * values, 0, 255) + 0.5))
+    image = Image.fromarray((np.clip(255 * values, 0, 255) + 0.5).astype(np.uint8))
     image.thumbnail((_LARGEST, _LARGEST))
     return figures.data_url(figures.picture(np.asarray(image)))
 
