@@ -163,6 +163,24 @@ def test_two_replicas_take_parts_of_the_same_batches(two_replicas, kind):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_no_replica_trains_on_nothing(two_replicas):
+    keras.utils.set_random_seed(3)
+    with two_replicas.scope():
+        layers = [keras.layers.Conv2D(1, 3, padding="same"), keras.layers.BatchNormalization()]
+        model = keras.Sequential([keras.Input((None, None, 1)), *layers])
+        model.compile("sgd", loss="mae", metrics=["mse"])
+    data, seen = squares(9).batch(4), Seen()
+    history = distributed.fit(model, data, epochs=2, validation_data=data, callbacks=[seen]).history
+    assert model.optimizer.iterations == 4 == len(seen.losses)
+    assert np.all(np.isfinite(np.concatenate([np.ravel(one) for one in model.get_weights()])))
+    inputs, labels = next(iter(squares(9).batch(9)))
+    wanted = np.mean(np.square(model(inputs) - labels))
+    # All nine count; each replica normalises by means of its own.
+    np.testing.assert_allclose(history["val_mse"][-1], wanted, rtol=2e-3)
+    with pytest.raises(ValueError, match=r"must have a sample for each replica.*replicas=2"):
+        distributed.fit(model, squares(2).batch(1))
+
+
 @pytest.mark.parametrize("damage", [False, True])
 def test_a_run_goes_on_where_it_ended(tmp_path, damage):
     def data():

@@ -73,7 +73,9 @@ def fit(
     """Trains a compiled model on the devices and workers of the strategy that it was made under.
 
     Every worker runs the same program. Each step takes one global batch, of which each replica gets a part, and is
-    what one device would do with the whole batch; logs are of all replicas and the same on all workers.
+    what one device would do with the whole batch; logs are of all replicas and the same on all workers. A batch of
+    which a replica would get nothing, as a small last one, is not trained on: without a sample, batch normalisation
+    has no mean, and its weights would be NaN from then on. Validation takes it.
 
     Args:
         model: a compiled and built `keras.Model`.
@@ -98,7 +100,8 @@ def fit(
         A `keras.callbacks.History` of the epochs that this call trained.
 
     Raises:
-        ValueError: arguments do not fit, the data is too short, or workers see different checkpoints.
+        ValueError: arguments do not fit, the data is too short, no batch has a sample for each replica, or workers see
+            different checkpoints.
         TypeError: `data` is neither a dataset nor a function.
 
     Not covered: `steps_per_execution` (each step is one execution), XLA with several replicas (off, as in Keras).
@@ -123,7 +126,7 @@ def fit(
     validation = None
     if validation_data is not None:
         validation = _Batches(scope, "validation_data", validation_data, validation_steps, goes_on=False)
-    train, test = _Step(model, model.train_step), _Step(model, model.test_step)
+    train, test = _Step(model, model.train_step, is_training=True), _Step(model, model.test_step)
 
     history = keras.callbacks.History()
     with tempfile.TemporaryDirectory() as aside:
@@ -167,10 +170,20 @@ def _check_model(model):
 class _Step:
     """A step of training or evaluation on a batch, whose logs are means over replicas."""
 
-    def __init__(self, model, step):
+    def __init__(self, model, step, *, is_training=False):
         self._model, self._scope, self._step, self._function = model, model.distribute_strategy, step, None
+        self._needs_samples = is_training and self._scope.num_replicas_in_sync > 1
+        self._count = None
         if model.jit_compile and self._scope.num_replicas_in_sync == 1:
             self._step = tf.function(step, jit_compile=True, reduce_retracing=True)
+
+    def takes(self, batch, spec):
+        """Whether the batch is one to step on: to train, each replica of each worker needs a sample."""
+        if not self._needs_samples:
+            return True
+        if self._count is None:
+            self._count = tf.function(self._empty_parts, autograph=False, input_signature=[spec])
+        return self._count(batch) == 0
 
     def __call__(self, batch, spec):
         if self._model.run_eagerly:
@@ -179,6 +192,12 @@ class _Step:
             # All workers must trace the same graph, whatever sizes their last batches have.
             self._function = tf.function(self._run, autograph=False, input_signature=[spec])
         return self._function(batch)
+
+    def _empty_parts(self, batch):
+        def is_empty(part):
+            return tf.cast(tf.equal(tf.shape(tf.nest.flatten(part)[0])[0], 0), tf.float32)
+
+        return self._scope.reduce(tf.distribute.ReduceOp.SUM, self._scope.run(is_empty, args=(batch,)), axis=None)
 
     def _run(self, batch):
         logs = self._scope.run(self._on_replica, args=(batch,))
@@ -198,16 +217,20 @@ def _lifted(creator, **options):
 def _pass(model, step, batches, epoch, begin, end):
     """The logs of all steps of an epoch, of all replicas."""
     model.reset_metrics()
-    iterator, taken = batches.of(epoch), 0
+    iterator, taken, done = batches.of(epoch), 0, 0
     while batches.steps is None or taken < batches.steps:
         batch = iterator.get_next_as_optional()  # an error would come when the step is under way
         if not batch.has_value():
             break
-        begin(taken)
-        logs = step(batch.get_value(), iterator.element_spec)
-        end(taken, {name: _as_number(value) for name, value in logs.items()})
         taken += 1
-    batches.check(taken)
+        values, spec = batch.get_value(), iterator.element_spec
+        if not step.takes(values, spec):
+            continue
+        begin(done)
+        logs = step(values, spec)
+        end(done, {name: _as_number(value) for name, value in logs.items()})
+        done += 1
+    batches.check(taken, done)
     return {name: _as_number(value) for name, value in model.get_metrics_result().items()}
 
 
@@ -251,11 +274,17 @@ class _Batches:
             return iter(self._scope.distribute_datasets_from_function(lambda context: self._data(context, epoch)))
         return iter(self._scope.experimental_distribute_dataset(self._data))
 
-    def check(self, taken):
-        """Raises where there were too few batches."""
+    def check(self, taken, done):
+        """Raises where there were too few batches, or too small ones."""
         if taken == 0 or self.steps not in (None, taken):
             received = {"steps": self.steps, "batches": taken}
             raise ValueError(_checks.message(f"`{self._name}` must last for all steps.", received, "Repeat the data."))
+        if done == 0:
+            received = {"replicas": self._scope.num_replicas_in_sync}
+            remedy = "Make its batches larger."
+            raise ValueError(
+                _checks.message(f"A batch of `{self._name}` must have a sample for each replica.", received, remedy)
+            )
 
 
 def _by_batches(data):
