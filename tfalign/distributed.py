@@ -11,6 +11,8 @@ workers (keras#20585): it takes what `strategy.run` returns for tensors. `fit` h
 so compiled losses and metrics, optimizers, mixed precision and models like `DeformableModel` do what they do there.
 """
 
+import contextlib
+import functools
 import json
 import os
 import re
@@ -58,11 +60,42 @@ def is_chief(strategy):
     return (resolver.task_type, resolver.task_id) == (first, 0)
 
 
+@contextlib.contextmanager
+def together(strategy):
+    """What all workers must have done before one goes on, as reading what the chief writes; where one fails, all do.
+
+    Raises:
+        ConnectionError: on the workers that did not fail.
+    """
+    try:
+        yield
+    except Exception:
+        _failures(strategy, 1.0)
+        raise
+    if _failures(strategy, 0.0) > 0.0:
+        raise ConnectionError("Another worker failed, the chief perhaps: see what it says.")
+
+
+def _failures(strategy, mine):
+    """The sum over all workers."""
+    return _reduced(strategy, tf.distribute.ReduceOp.SUM, mine)
+
+
+def _reduced(strategy, operation, value):
+    """A number that each replica has, summed or averaged over those of all workers."""
+
+    def reduced():
+        return strategy.reduce(operation, strategy.run(lambda: tf.constant(value, tf.float64)), axis=None)
+
+    return tf.function(reduced, autograph=False)().numpy()
+
+
 def fit(
     model,
     data,
     *,
     epochs=1,
+    initial_epoch=0,
     steps_per_epoch=None,
     validation_data=None,
     validation_steps=None,
@@ -84,6 +117,7 @@ def fit(
             the number of an epoch that returns this worker's own dataset of that epoch, batches for one replica: what
             large data, that each worker reads in part, and the `tf.data` service need.
         epochs: up to which number to train.
+        initial_epoch: the number of the first epoch, where no checkpoint says another.
         steps_per_epoch: steps; by default all of the data. Where a dataset is longer the next epoch goes on in it.
         validation_data: as `data`, evaluated after each epoch, from its beginning.
         validation_steps: steps of a validation; by default all of the data.
@@ -121,7 +155,8 @@ def fit(
         model.optimizer.build(model.trainable_variables)
         _ = [loss.state for loss in tf.nest.flatten(model.loss) if isinstance(loss, ShiftInvariantLoss)]
     saved = None if checkpoints is None else _Checkpoints(checkpoints, scope)
-    begin = 0 if saved is None else saved.restore(model)
+    begin = _checks.whole_number("initial_epoch", initial_epoch, at_least=0)
+    begin = begin if saved is None else saved.restore(model) or begin
     training = _Batches(scope, "data", data, steps_per_epoch, goes_on=True, begin=begin)
     validation = None
     if validation_data is not None:
@@ -357,10 +392,7 @@ class _Checkpoints:
         return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
     def _check_agreement(self, epochs):
-        def mean(value):
-            each = self._scope.run(lambda: tf.constant(value, tf.float64))
-            return float(self._scope.reduce(tf.distribute.ReduceOp.MEAN, each, axis=None))
-
+        mean = functools.partial(_reduced, self._scope, tf.distribute.ReduceOp.MEAN)
         if mean(epochs**2) - mean(epochs) ** 2 > 0.0:
             received = {"checkpoints": str(self._folder), "epochs here": epochs}
             remedy = "It must lie where all workers read and write."

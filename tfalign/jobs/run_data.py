@@ -122,14 +122,53 @@ def reopened(run):
     if settings.get("cache", True):
         return pipeline.reopened(run.cache)
     config = run.config()
-    pairs = found(config, config.inputs, config.labels)
-    return pipeline.reopened(run.cache, pairs, workers=workers(config, pairs))
+    return _reopened(config, run.cache, config.inputs, config.labels)
 
 
-def training_batches(data, config, *, epoch):
-    """Batches without end; each epoch has an order of its own, whatever was trained before it in this process."""
+def shared(config, folder):
+    """What the chief of several workers has prepared, for the others: `RunData`.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    cache = _reopened(config, folder.cache, config.inputs, config.labels)
+    if cache is None or not folder.data_file.exists():
+        received = {"out": str(folder.path)}
+        raise ValueError(_checks.message("`out` must be a folder that all workers read and write.", received))
+    truth = None
+    if config.validation_inputs is not None:
+        truth = _reopened(config, folder.truth, config.validation_inputs, config.validation_labels)
+    return RunData(cache, truth, files.read_json(folder.data_file))
+
+
+def _reopened(config, folder, inputs, labels):
+    if config.cache:
+        return pipeline.reopened(folder)
+    pairs = found(config, inputs, labels)
+    return pipeline.reopened(folder, pairs, workers=workers(config, pairs))
+
+
+def check_replicas(data, config, replicas):
+    """Raises where a batch does not part evenly."""
     batch_size, _ = _batches(data, config)
-    return pipeline.dataset(
+    if batch_size % replicas:
+        received = {"batch_size": batch_size, "replicas": replicas, "patches": patch_counts(data.cache)["train"]}
+        raise ValueError(_checks.message("`batch_size` must be a multiple of the replicas.", received))
+
+
+def training_batches(data, config, context, epoch):
+    """Batches without end; each epoch has an order of its own, whatever was trained before it in this process.
+
+    Args:
+        data: `RunData`.
+        config: `Config`.
+        context: `tf.distribute.InputContext`: workers and replicas get their parts of the same batches as one device.
+        epoch: its number.
+    """
+    batch_size, _ = _batches(data, config)
+    here = batch_size // context.num_input_pipelines
+    mine = slice(context.input_pipeline_id * here, (context.input_pipeline_id + 1) * here)
+    batches = pipeline.dataset(
         data.cache,
         "train",
         batch_size=batch_size,
@@ -138,6 +177,10 @@ def training_batches(data, config, *, epoch):
         repeat=True,
         seed=_seed(config, epoch),
     )
+    if context.num_replicas_in_sync == 1:
+        return batches
+    batches = batches.map(lambda inputs, labels: (inputs[mine], labels[mine]))
+    return batches.rebatch(context.get_per_replica_batch_size(batch_size), drop_remainder=True)
 
 
 def steps_per_epoch(data, config):
@@ -314,7 +357,7 @@ def _truth(config, folder, cache, cutting, facts, options):
     pairs = found(config, config.validation_inputs, config.validation_labels)
     config_of_cutting = {**cutting.get_config(), "preprocessing": cache.preprocessing.get_config()}
     whole = Cutting.from_config({**config_of_cutting, "fractions": (1.0, 0.0, 0.0), "split_by": "file"})
-    truth = cut(config, pairs, folder.path / "cache-validation", whole, **options)
+    truth = cut(config, pairs, folder.truth, whole, **options)
     received = {"its channels": (truth.input_shape[-1], truth.label_shape[-1])}
     wanted = (cache.input_shape[-1], cache.label_shape[-1])
     if received["its channels"] != wanted:

@@ -49,6 +49,7 @@ class RunFolder:
         self.data_file = self.path / "data.json"
         self.offset_file = self.path / "offset.json"
         self.cache = self.path / "cache"
+        self.truth = self.path / "cache-validation"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best.keras"

@@ -1,20 +1,24 @@
 """Trains a network on a folder of inputs and labels, into a run folder that goes on after a kill."""
 
+import contextlib
+import functools
+import tempfile
 import time
 import warnings
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfalign import _checks
+from tfalign import _checks, distributed
 from tfalign.callbacks import AlignmentLog
 from tfalign.data import offset_check
 from tfalign.export import ModelCard, export_serving
 from tfalign.jobs import board, files, measures, networks, run_data, run_report, stopping
 from tfalign.jobs.config import AUTO
-from tfalign.jobs.run_folder import RunFolder, check_outside
+from tfalign.jobs.run_folder import RunFolder, check_outside, writing
 
 
 def run(out, config, *, track=lambda description, total: lambda steps: None, announce=lambda text: None):
@@ -33,88 +37,122 @@ def run(out, config, *, track=lambda description, total: lambda steps: None, ann
         ValueError, TypeError: a setting that does not fit, or a folder that holds something else.
         OSError: the folder cannot be written, or the disk is full; what was saved last stays.
     """
+    scope = distributed.strategy()  # before anything else of TensorFlow: workers meet here
+    is_chief = distributed.is_chief(scope)
     networks.check(config)
     check_outside(out, inputs=config.inputs, labels=config.labels)
-    with RunFolder(out).claimed(config) as folder:
-        if folder.is_done:
-            announce(f"This run is finished: {folder.path}")
-            return folder.summary()
-        data = run_data.prepared(config, folder, track=track, announce=announce)
-        keras.utils.set_random_seed(config.seed)
-        training = _Training(folder, config, data, track, announce)
-        training.check_offset()
+    folder = RunFolder(out)
+    with contextlib.ExitStack() as claim:
+        with distributed.together(scope):
+            if is_chief:
+                claim.enter_context(folder.claimed(config))
+            if is_chief and not folder.is_done:
+                data = run_data.prepared(config, folder, track=track, announce=announce)
+                run_data.check_replicas(data, config, scope.num_replicas_in_sync)
+                _check_offset(folder, data, config, announce)
+        with distributed.together(scope):
+            if folder.is_done:
+                announce(f"This run is finished: {folder.path}")
+                return folder.summary()
+            if not is_chief:
+                data = run_data.shared(config, folder)
+        training = _Training(scope, folder, config, data, track, announce)
         training.fit()
-        return training.finish()
+        with distributed.together(scope):
+            if is_chief:
+                training.finish()
+    return folder.summary()
+
+
+def _check_offset(folder, data, config, announce):
+    """Says, once, whether all labels are off in the same direction: what training cannot see."""
+    if not folder.offset_file.exists():
+        batches = run_data.every_batch(data.cache, "train", config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it is announced
+            found = offset_check(batches, max_shift=config.max_shift)
+        numbers = {name: [float(value) for value in getattr(found, name)] for name in ("offset", "standard_error")}
+        known = numbers if found.labels and np.all(np.isfinite(found.offset)) else {}
+        told = {**known, "labels": found.labels, "examined": found.examined, "warning": found.warning}
+        files.write_json(folder.offset_file, told)
+    warning = files.read_json(folder.offset_file)["warning"]
+    if warning:
+        announce(f"Warning: {warning}")
 
 
 class _Training:
     """A network in training, its log, and what is done with it at the end."""
 
-    def __init__(self, folder, config, data, track, announce):
-        self.folder, self.config, self.data, self.track, self.announce = folder, config, data, track, announce
-        self.model = networks.made(config, data.facts)
-        networks.compile_for(self.model, config, metrics=measures.in_place_metrics(config, data.facts))
+    def __init__(self, scope, folder, config, data, track, announce):
+        self.scope, self.folder, self.config, self.data, self.track = scope, folder, config, data, track
+        self.is_chief = distributed.is_chief(scope)
+        self.announce = announce if self.is_chief else lambda text: None
+        keras.utils.set_random_seed(config.seed)
+        with scope.scope():
+            self.model = self._compiled(metrics=measures.in_place_metrics(config, data.facts))
         self.steps = run_data.steps_per_epoch(data, config)
         self.validation = run_data.validation_batches(data, config)
         self.monitor = self._monitor()
-        self.board = board.Board(folder.path / "tensorboard", data, config) if config.tensorboard else None
-        self.rows = self._resumed()
+        self.board = None
+        if config.tensorboard and self.is_chief:
+            self.board = board.Board(folder.path / "tensorboard", data, config)
+        with scope.scope():
+            self.rows = self._resumed()
+        self.verdict = stopping.judge(self.rows, self.config, self.monitor)
 
-    def check_offset(self):
-        """Says, once, whether all labels are off in the same direction: what training cannot see."""
-        if not self.folder.offset_file.exists():
-            batches = run_data.every_batch(self.data.cache, "train", self.config)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # it is announced
-                found = offset_check(batches, max_shift=self.config.max_shift)
-            numbers = {name: [float(value) for value in getattr(found, name)] for name in ("offset", "standard_error")}
-            known = numbers if found.labels and np.all(np.isfinite(found.offset)) else {}
-            told = {**known, "labels": found.labels, "examined": found.examined, "warning": found.warning}
-            files.write_json(self.folder.offset_file, told)
-        warning = files.read_json(self.folder.offset_file)["warning"]
-        if warning:
-            self.announce(f"Warning: {warning}")
+    def _compiled(self, *, metrics=()):
+        model = networks.made(self.config, self.data.facts)
+        networks.compile_for(model, self.config, metrics=metrics)
+        return model
 
     def fit(self):
         """Trains until the last epoch, or until there is a reason to stop."""
-        verdict = stopping.judge(self.rows, self.config, self.monitor)
         advance = self.track("training", self.config.epochs * self.steps)
         advance(len(self.rows) * self.steps)
-        while len(self.rows) < self.config.epochs and verdict.stop is None:
-            self.model.optimizer.learning_rate.assign(verdict.learning_rate)
-            self.rows.append(self._epoch(len(self.rows), verdict.learning_rate, advance))
-            verdict = stopping.judge(self.rows, self.config, self.monitor)
-            self._save(verdict)
-        self.verdict = verdict
-
-    def _epoch(self, epoch, rate, advance):
-        """Trains for an epoch; its row in the log."""
-        began = time.perf_counter()
+        if len(self.rows) == self.config.epochs or self.verdict.stop is not None:
+            return
+        self.model.optimizer.learning_rate.assign(self.verdict.learning_rate)
         try:
-            history = self.model.fit(
-                run_data.training_batches(self.data, self.config, epoch=epoch),
-                initial_epoch=epoch,
-                epochs=epoch + 1,
+            distributed.fit(
+                self.model,
+                functools.partial(run_data.training_batches, self.data, self.config),
+                epochs=self.config.epochs,
+                initial_epoch=len(self.rows),
                 steps_per_epoch=self.steps,
                 validation_data=self.validation,
-                callbacks=[AlignmentLog(), _Steps(advance)],
-                shuffle=False,
-                verbose=0,
-            ).history
+                callbacks=[AlignmentLog(), _Progress(self, advance)],
+            )
         except tf.errors.ResourceExhaustedError as error:
             received = {"batch_size": self.config.batch_size, "patch_size": self.data.facts["patch_size"]}
             remedy = "Lower one of them, or `filters`."
             raise MemoryError(_checks.message("A step must fit into the memory.", received, remedy)) from error
-        logs = {name: float(values[-1]) for name, values in history.items() if name not in ("lr", "learning_rate")}
-        seconds = time.perf_counter() - began
-        return {"epoch": epoch, **logs, "learning_rate": rate, "seconds": round(seconds, 3)}
+        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+            received = {"workers that go on": "not all"}
+            remedy = "Give each the same command again: it goes on after the last epoch."
+            raise ConnectionError(_checks.message("All workers must go on to the end.", received, remedy)) from error
 
-    def _save(self, verdict):
+    def end_epoch(self, logs, seconds):
+        """Adds an epoch to the log, saves, and settles how it goes on."""
+        logs = {name: float(value) for name, value in logs.items()}
+        rate = self.verdict.learning_rate
+        row = {"epoch": len(self.rows), **logs, "learning_rate": rate, "seconds": round(seconds, 3)}
+        self.rows.append(row)
+        self.verdict = stopping.judge(self.rows, self.config, self.monitor)
+        with writing(self.folder.path):
+            self._save()
+        self.model.optimizer.learning_rate.assign(self.verdict.learning_rate)
+        self.model.stop_training = self.verdict.stop is not None
+
+    def _save(self):
         """Writes the log, then the checkpoint, which makes the epoch count, then the best network."""
+        if not self.is_chief:
+            with tempfile.TemporaryDirectory() as aside:  # the sums of metrics are saved, which workers make together
+                files.save_model(self.model, Path(aside) / "model.keras")
+            return
         epoch = self.rows[-1]["epoch"]
         self.folder.write_history(self.rows)
         self.folder.save_checkpoint(self.model, len(self.rows))
-        is_best = verdict.best_epoch == epoch
+        is_best = self.verdict.best_epoch == epoch
         if is_best:
             self.folder.keep_checkpoint(self.folder.best)
         if self.board is not None:
@@ -133,7 +171,7 @@ class _Training:
                 self.announce(f"{path} is damaged ({type(error).__name__}): going on from an earlier epoch.")
                 continue
             self.announce(f"Going on after epoch {epochs} of {self.config.epochs}.")
-            if stopping.judge(rows, self.config, self.monitor).best_epoch == epochs - 1:
+            if self.is_chief and stopping.judge(rows, self.config, self.monitor).best_epoch == epochs - 1:
                 self.folder.keep_checkpoint(self.folder.best)  # the kill may have come before it was
             return rows
         return []
@@ -157,8 +195,9 @@ class _Training:
         if reason == "diverged":
             self.announce("The loss is no number any more: try a lower --learning-rate.")
         folder.keep_checkpoint(folder.last)
-        if folder.best.exists():
-            self.model.load_weights(str(folder.best))
+        if self.scope.num_replicas_in_sync > 1:
+            self.model = self._compiled()  # of this process alone
+        self.model.load_weights(str(folder.best if folder.best.exists() else folder.last))
         rows = measures.alignment_rows(self.model, data, config, track=self.track)
         measures.write_alignment(folder.alignment_file, rows)
         summary = self._summary(reason, rows)
@@ -167,7 +206,6 @@ class _Training:
         self._report()
         summary["done"] = True
         files.write_json(folder.summary_file, summary)
-        return summary
 
     def _report(self):
         """Writes the page."""
@@ -228,16 +266,24 @@ class _Training:
         return (served / "1").relative_to(self.folder.path).as_posix()
 
 
-class _Steps(keras.callbacks.Callback):
-    """Advances the progress bar."""
+class _Progress(keras.callbacks.Callback):
+    """Advances the progress bar, and ends the epochs of a `_Training`."""
 
-    def __init__(self, advance):
+    def __init__(self, training, advance):
         super().__init__()
-        self._advance = advance
+        self._training, self._advance = training, advance
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Looks at the clock."""
+        self._began = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         """After each step."""
         self._advance(1)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """After each epoch, with its validation."""
+        self._training.end_epoch(logs, time.perf_counter() - self._began)
 
 
 def _channels(data):
