@@ -66,9 +66,11 @@ def _weight(inside, graded, moves, shape, search):
 
 def _shifted(values, mask, moves, shape):
     """Values and weights read through moves by whole pixels, on a grid of sizes `shape`."""
-    both = tf.concat([values, mask], axis=-1)
-    moved, inside = resample.shift_by_pixels(both, geometry.translation_of(moves), shape)
-    return moved[..., :-1], moved[..., -1:] * inside[..., tf.newaxis]
+    # One after the other: `concat` of channels is slower than a second gather.
+    (moved, inside), (moved_mask, _) = (
+        resample.shift_by_pixels(side, geometry.translation_of(moves), shape) for side in (values, mask)
+    )
+    return moved, moved_mask * inside[..., tf.newaxis]
 
 
 def _laid(values, mask, moves, shape):

@@ -94,7 +94,8 @@ def train(
     """Trains a network on inputs and labels that do not lie exactly on them.
 
     The run folder gets the networks, the table of every label's misalignment, an exported model and report.html; all
-    settings stand in its config.yaml. Killed or interrupted, the same command goes on; so does --out alone.
+    settings stand in its config.yaml. Killed or interrupted, the same command goes on; so does --out alone. All GPUs of
+    the machine train; so do several machines, where TF_CONFIG names them.
 
     Example: tfalign train --inputs images --labels stains --out runs/mine --max-shift 8
 

@@ -42,9 +42,8 @@ def _centered(values, weight):
 
 def _lag_one(values, axis):
     """Lag-1 autocorrelation along one axis, `(batch,)` in [0, 0.999]."""
-    size = tf.shape(values)[axis]
-    first = tf.gather(values, tf.range(size - 1), axis=axis)
-    second = tf.gather(values, tf.range(1, size), axis=axis)
+    before = [slice(None)] * axis
+    first, second = values[(*before, slice(None, -1))], values[(*before, slice(1, None))]
     others = list(range(1, values.shape.rank))
     energy = tf.reduce_sum(tf.square(values), axis=others)
     return tf.clip_by_value(tf.math.divide_no_nan(tf.reduce_sum(first * second, axis=others), energy), 0.0, 0.999)

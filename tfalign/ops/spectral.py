@@ -32,12 +32,18 @@ def fast_size(size):
 
 def spectrum(values, fft_sizes):
     """Real FFT `(batch, channels, *frequencies)` of `(batch, *spatial, channels)`, zero-padded to `fft_sizes`."""
-    rank = len(fft_sizes)
-    channels_first = tf.transpose(values, [0, rank + 1, *range(1, rank + 1)])
     # Padded here: `fft_length` does not pad an empty batch.
     spare = [[0, wanted - size] for wanted, size in zip(fft_sizes, geometry.spatial_shape(values))]
-    channels_first = tf.pad(channels_first, [[0, 0], [0, 0], *spare])
-    return _FORWARD[rank](channels_first, fft_length=tf.stack(fft_sizes))
+    padded = tf.pad(channels_first(values), [[0, 0], [0, 0], *spare])
+    return _FORWARD[len(fft_sizes)](padded, fft_length=tf.stack(fft_sizes))
+
+
+def channels_first(values):
+    """`(batch, channels, *spatial)` of `(batch, *spatial, channels)`."""
+    rank = values.shape.rank - 2
+    if values.shape[-1] == 1:  # the same numbers in the same order
+        return tf.reshape(values, tf.concat([tf.shape(values)[:1], [1], tf.shape(values)[1:-1]], axis=0))
+    return tf.transpose(values, [0, rank + 1, *range(1, rank + 1)])
 
 
 def inverse_window(products, fft_sizes, max_shift):
