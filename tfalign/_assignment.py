@@ -79,8 +79,9 @@ def _expected_label(parts, moves, posterior, base, search, max_shift):
     wide = [size + 2 * bound for size, bound in zip(shape, max_shift)]
     label, weight = _aligned_loss.laid_label(parts, moves, wide, base, search)
     sizes = [spectral.fast_size(size) for size in wide]
-    kernel = spectral.spectrum(posterior[..., tf.newaxis], sizes)
-    spectra = spectral.spectrum(tf.concat([label * weight, weight], axis=-1), sizes)
+    kernel = spectral.spectrum(posterior[:, tf.newaxis], sizes)
+    weighted = tf.concat([spectral.channels_first(side) for side in (label * weight, weight)], axis=1)
+    spectra = spectral.spectrum(weighted, sizes)
     # Of the circular correlation the first values are those that wrap nothing.
     both = spectral.inverse(tf.math.conj(kernel) * spectra, sizes, shape)
     total, weight = both[..., :-1], tf.clip_by_value(both[..., -1:], 0.0, 1.0)

@@ -75,8 +75,7 @@ def parts(y_true, y_pred, base, label_extras=()):
     if label_extras:
         label = label[..., : -len(label_extras)]
     counts = None if base.ignore_class is None else tf.not_equal(label, float(base.ignore_class))
-    label = tf.where(tf.abs(label) <= _LARGEST, label, np.nan)
-    label, valid = registration.valid_pixels(label, counts, "y_true")
+    label, valid = registration.valid_pixels(label, counts, "y_true", largest=_LARGEST)
     weight = anchored = None
     if "mask" in extras:
         # As a mask it is clipped to [0, 1], and what is not finite does not count.

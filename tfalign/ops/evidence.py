@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfalign.ops import geometry, peak, resample
+from tfalign.ops import geometry, peak, resample, spectral
 
 _CHANCE = 0.6  # of the variance of a lead; 2 for independent pixels, 0.6 is what calibrates the confidence
 
@@ -18,14 +18,14 @@ def effective_pixels(fixed, moving, fixed_mask, moving_mask, shift):
     shape = geometry.spatial_shape(fixed)
     aligned, inside = resample.shift_by_pixels(moving, shift, shape)
     aligned_mask, _ = resample.shift_by_pixels(moving_mask, shift, shape)
-    weight = fixed_mask * aligned_mask * inside[..., tf.newaxis]
-    fixed, aligned = _centered(fixed, weight), _centered(aligned, weight)
+    weight = spectral.channels_first(fixed_mask * aligned_mask * inside[..., tf.newaxis])
+    fixed, aligned = (_centered(spectral.channels_first(side), weight) for side in (fixed, aligned))
     everything = list(range(1, fixed.shape.rank))
     energy = tf.reduce_sum(tf.square(aligned), axis=everything, keepdims=True)
     product = tf.reduce_sum(fixed * aligned, axis=everything, keepdims=True)
     residual = fixed - aligned * tf.math.divide_no_nan(product, energy)
     effective = tf.reduce_sum(weight, axis=everything)
-    for axis in everything[:-1]:
+    for axis in everything[1:]:
         together = _lag_one(residual, axis) * _lag_one(aligned, axis)
         effective *= (1.0 - together) / (1.0 + together)
     return tf.stop_gradient(effective)
@@ -37,7 +37,7 @@ def _centered(values, weight):
     values = tf.where(weight > 0.0, values, 0.0)
     values = tf.math.divide_no_nan(values, tf.reduce_max(tf.abs(values), axis=everything, keepdims=True))
     count = tf.maximum(tf.reduce_sum(weight, axis=everything, keepdims=True), 1.0)
-    return (values - tf.reduce_sum(values * weight, axis=everything[:-1], keepdims=True) / count) * weight
+    return (values - tf.reduce_sum(values * weight, axis=everything[1:], keepdims=True) / count) * weight
 
 
 def _lag_one(values, axis):

@@ -7,8 +7,6 @@ transform needs no more than that: the circular wrap falls outside the window.
 import numpy as np
 import tensorflow as tf
 
-from tfalign.ops import geometry
-
 _FORWARD = {1: tf.signal.rfft, 2: tf.signal.rfft2d, 3: tf.signal.rfft3d}
 _INVERSE = {1: tf.signal.irfft, 2: tf.signal.irfft2d, 3: tf.signal.irfft3d}
 
@@ -31,15 +29,19 @@ def fast_size(size):
 
 
 def spectrum(values, fft_sizes):
-    """Real FFT `(batch, channels, *frequencies)` of `(batch, *spatial, channels)`, zero-padded to `fft_sizes`."""
+    """Real FFT `(batch, channels, *frequencies)` of `(batch, channels, *spatial)`, zero-padded to `fft_sizes`."""
     # Padded here: `fft_length` does not pad an empty batch.
-    spare = [[0, wanted - size] for wanted, size in zip(fft_sizes, geometry.spatial_shape(values))]
-    padded = tf.pad(channels_first(values), [[0, 0], [0, 0], *spare])
+    sizes = [size or tf.shape(values)[axis] for axis, size in enumerate(values.shape[2:], start=2)]
+    spare = [[0, wanted - size] for wanted, size in zip(fft_sizes, sizes)]
+    padded = tf.pad(values, [[0, 0], [0, 0], *spare])
     return _FORWARD[len(fft_sizes)](padded, fft_length=tf.stack(fft_sizes))
 
 
 def channels_first(values):
-    """`(batch, channels, *spatial)` of `(batch, *spatial, channels)`."""
+    """`(batch, channels, *spatial)` of `(batch, *spatial, channels)`.
+
+    What mixes grids of one channel and of several is some ten times faster so: rows of numbers, not runs of three.
+    """
     rank = values.shape.rank - 2
     if values.shape[-1] == 1:  # the same numbers in the same order
         return tf.reshape(values, tf.concat([tf.shape(values)[:1], [1], tf.shape(values)[1:-1]], axis=0))

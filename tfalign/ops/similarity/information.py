@@ -71,7 +71,9 @@ def _entropies(grids):
 def _of_channel(grids, channel, levels):
     masks = grids.fixed_mask, grids.moving_mask
     fixed, moving = (
-        spectral.spectrum(_indicators(values[..., channel : channel + 1], mask, levels), grids.fft_sizes)
+        spectral.spectrum(
+            spectral.channels_first(_indicators(values[..., channel : channel + 1], mask, levels)), grids.fft_sizes
+        )
         for values, mask in zip((grids.fixed, grids.moving), masks)
     )
     joint = fixed_part = 0.0

@@ -31,7 +31,7 @@ def phase(grids, sums):
         faded = (values - mean) * mask
         for axis, ramp in zip(axes, taper):
             faded *= tf.reshape(tf.cast(ramp, values.dtype), [-1] + [1] * (values.shape.rank - 1 - axis))
-        sides.append(spectral.spectrum(faded, grids.fft_sizes))
+        sides.append(spectral.spectrum(spectral.channels_first(faded), grids.fft_sizes))
     power = over_channels(tf.math.conj(sides[0]) * sides[1])
     magnitude = tf.abs(power)
     floor = _FLOOR * tf.reduce_max(magnitude, axis=list(range(1, magnitude.shape.rank)), keepdims=True)

@@ -65,10 +65,11 @@ class OverlapSums(NamedTuple):
 
 def overlap_sums(grids):
     """The sums of a pair of `Grids`."""
+    values = [spectral.channels_first(side) for side in (grids.fixed, grids.moving)]
+    masks = [spectral.channels_first(side) for side in (grids.fixed_mask, grids.moving_mask)]
     # Large common offsets would cost digits.
-    fixed, fixed_center = _centered(grids.fixed, grids.fixed_mask)
-    moving, moving_center = _centered(grids.moving, grids.moving_mask)
-    weighted = fixed * grids.fixed_mask, moving * grids.moving_mask
+    (fixed, fixed_center), (moving, moving_center) = (_centered(*side) for side in zip(values, masks))
+    weighted = fixed * masks[0], moving * masks[1]
     spectra = [spectral.spectrum(side, grids.fft_sizes) for side in weighted]
     # Only the sum over channels is wanted: taken in frequencies, one inverse FFT serves all channels.
     product = spectral.inverse_window(
@@ -79,12 +80,10 @@ def overlap_sums(grids):
         return _box_sums(fixed, moving, grids)
 
     def from_masks():
-        return _masked_sums(fixed, moving, grids, spectra)
+        return _masked_sums(fixed, moving, masks, grids, spectra)
 
     single = tf.cond(grids.all_valid, from_boxes, from_masks)
-    last = fixed.shape.rank - 1
-    centers = [tf.transpose(center, [0, last, *range(1, last)]) for center in (fixed_center, moving_center)]
-    return OverlapSums(*[*single, product, *centers])
+    return OverlapSums(*[*single, product, fixed_center, moving_center])
 
 
 def _box_sums(fixed, moving, grids):
@@ -111,7 +110,7 @@ def _box_sums(fixed, moving, grids):
         count = _along(count, met_by_fixed, axis)
     every = tf.zeros_like(moving_sums)
     count, fixed_sums = count + every[:, :1], fixed_sums + every
-    channels = fixed.shape[-1]
+    channels = fixed.shape[1]
     found = [count, fixed_sums[:, :channels], moving_sums[:, :channels]]
     found += [fixed_sums[:, channels:], moving_sums[:, channels:]]
     return [tf.cast(part, fixed.dtype) for part in found]
@@ -144,12 +143,13 @@ def _along(values, indicator, axis):
     return out
 
 
-def _masked_sums(fixed, moving, grids, spectra):
+def _masked_sums(fixed, moving, masks, grids, spectra):
     """All sums but the product for any masks, by correlation."""
     fixed_values, moving_values = spectra
-    masks = grids.fixed_mask, grids.moving_mask
     (fixed_squares, fixed_ones), (moving_squares, moving_ones) = (
-        tf.split(spectral.spectrum(tf.concat([_squares(side) * mask, mask], axis=-1), grids.fft_sizes), 2, axis=1)
+        tf.split(
+            spectral.spectrum(tf.concat([over_channels(tf.square(side)) * mask, mask], axis=1), grids.fft_sizes), 2, 1
+        )
         for side, mask in zip((fixed, moving), masks)
     )
     products = [
@@ -160,7 +160,7 @@ def _masked_sums(fixed, moving, grids, spectra):
         tf.math.conj(fixed_ones) * moving_squares,
     ]
     windows = spectral.inverse_window(tf.concat(products, axis=1), grids.fft_sizes, grids.max_shift)
-    channels = fixed.shape[-1]
+    channels = fixed.shape[1]
     count, *sums = tf.split(windows, [1, channels, channels, 1, 1], axis=1)
     return [exact_counts(count, *masks), *sums]
 
@@ -171,22 +171,17 @@ def exact_counts(counts, *masks):
     return tf.where(is_binary, tf.round(counts), tf.maximum(counts, 0.0))
 
 
-def _squares(values):
-    return tf.reduce_sum(tf.square(values), axis=-1, keepdims=True)
-
-
 def _with_squares(values):
-    """`(batch, channels + 1, *spatial)` of `(batch, *spatial, channels)`: the values, and their squares summed."""
-    # Along the channels, which lie side by side, `concat` is some ten times as slow.
-    return tf.concat([spectral.channels_first(side) for side in (values, _squares(values))], axis=1)
+    """`(batch, channels + 1, *spatial)`: the values, and their squares summed over the channels."""
+    return tf.concat([values, over_channels(tf.square(values))], axis=1)
 
 
 def _centered(values, mask):
-    """Values minus their weighted mean, 0 where nothing counts, and the mean `(batch, 1, …, channels)`.
+    """Values minus their weighted mean, 0 where nothing counts, and the mean `(batch, channels, 1, …)`.
 
     The largest value is taken out first, so that what is left of a constant is exactly 0.
     """
-    axes = list(range(1, values.shape.rank - 1))
+    axes = list(range(2, values.shape.rank))
     largest = tf.reduce_max(tf.where(mask > 0, values, values.dtype.min), axis=axes, keepdims=True)
     largest = tf.where(largest > values.dtype.min, largest, 0.0)
     values = tf.where(mask > 0, values - largest, 0.0)
