@@ -201,6 +201,27 @@ def test_a_run_goes_on_where_it_ended(tmp_path, damage):
     assert distributed.fit(model, data(), epochs=4, checkpoints=tmp_path).history == {}
 
 
+def test_the_first_epoch_may_have_another_number():
+    losses = distributed.fit(plain_model(), squares().batch(4), epochs=3).history["loss"]
+    model = plain_model()
+    distributed.fit(model, squares().batch(4), epochs=1)
+    history = distributed.fit(model, squares().batch(4), epochs=3, initial_epoch=1)
+    assert history.epoch == [1, 2]
+    np.testing.assert_allclose(history.history["loss"], losses[1:], rtol=1e-6)
+
+
+def test_where_another_worker_fails_this_one_ends(monkeypatch):
+    scope, done = tf.distribute.get_strategy(), []
+    with distributed.together(scope):
+        done.append("all")
+    with pytest.raises(ZeroDivisionError), distributed.together(scope):
+        raise ZeroDivisionError
+    monkeypatch.setattr(distributed, "_reduced", lambda strategy, operation, value: value + 1.0)
+    with pytest.raises(ConnectionError, match="Another worker failed"), distributed.together(scope):
+        done.append("mine")
+    assert done == ["all", "mine"]
+
+
 def test_callbacks_stop_training_and_steps_go_on_in_the_data():
     def noted(inputs, labels):
         seen.extend(inputs[:, 0, 0, 0].tolist())
@@ -266,6 +287,7 @@ def test_one_worker_has_no_strategy_of_several(monkeypatch):
         ({"steps_per_epoch": 0}, ValueError, "steps of `data`.*>= 1"),
         ({"validation_data": 3}, TypeError, "`validation_data` must be"),
         ({"epochs": 0}, ValueError, "`epochs` must be >= 1"),
+        ({"initial_epoch": -1}, ValueError, "`initial_epoch` must be >= 0"),
         ({"callbacks": [keras.callbacks.BackupAndRestore("x")]}, ValueError, "Give `checkpoints=folder`"),
     ],
 )
