@@ -91,7 +91,7 @@ def _box_sums(fixed, moving, grids):
 
     In float64: a GPU would round the factors of a float32 matrix product to ten bits.
     """
-    fixed_sums, moving_sums = (tf.cast(_with_squares(side), tf.float64) for side in (fixed, moving))
+    fixed_sums, moving_sums = (_with_squares(tf.cast(side, tf.float64)) for side in (fixed, moving))
     count = tf.ones(tf.concat([[1, 1], grids.shape], axis=0), tf.float64)
     axes = enumerate(zip(grids.shape, grids.moving_shape, grids.max_shift), start=2)
     is_whole = _always_meets_all(grids)
