@@ -15,7 +15,7 @@ HOUSES = {
     "tfalign.metrics": tfalign.metrics.__all__,
     "tfalign.models": tfalign.models.__all__,
     "tfalign.callbacks": ["AlignmentLog", "StopBelow", "StopConverged"],
-    "tfalign.distributed": ["fit", "is_chief", "strategy"],
+    "tfalign.distributed": ["fit", "is_chief", "strategy", "together"],
     "tfalign.layers": ["Warp"],
     "tfalign.export": ["ModelCard"],
 }
