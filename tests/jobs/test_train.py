@@ -21,13 +21,6 @@ from tfalign.ops import geometry
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    small_run.write_files(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
     """A run that was not disturbed."""
     out, lines = tmp_path_factory.mktemp("runs") / "run", []

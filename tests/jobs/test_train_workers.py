@@ -12,13 +12,6 @@ from tfalign.jobs import train
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    small_run.write_files(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def alone(files, tmp_path_factory):
     """The folder of a run on one device."""
     out = tmp_path_factory.mktemp("runs") / "run"
