@@ -219,7 +219,16 @@ def test_where_another_worker_fails_this_one_ends(monkeypatch):
     monkeypatch.setattr(distributed, "_reduced", lambda strategy, operation, value: value + 1.0)
     with pytest.raises(ConnectionError, match="Another worker failed"), distributed.together(scope):
         done.append("mine")
-    assert done == ["all", "mine"]
+
+    def gone(*_):
+        raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+
+    monkeypatch.setattr(distributed, "_reduced", gone)
+    with pytest.raises(ConnectionError, match="Another worker failed"), distributed.together(scope):
+        done.append("mine too")
+    with pytest.raises(ZeroDivisionError), distributed.together(scope):
+        raise ZeroDivisionError
+    assert done == ["all", "mine", "mine too"]
 
 
 def test_callbacks_stop_training_and_steps_go_on_in_the_data():

@@ -77,8 +77,11 @@ def together(strategy):
 
 
 def _failures(strategy, mine):
-    """The sum over all workers."""
-    return _reduced(strategy, tf.distribute.ReduceOp.SUM, mine)
+    """The sum over all workers, of which one that is gone has failed."""
+    try:
+        return _reduced(strategy, tf.distribute.ReduceOp.SUM, mine)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError):
+        return mine + 1.0
 
 
 def _reduced(strategy, operation, value):
