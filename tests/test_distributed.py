@@ -90,6 +90,8 @@ def test_the_service_of_tf_data_gives_workers_every_patch_once(together):
     assert len(first) == 25
     for epoch in ("epoch 0", "epoch 1"):
         np.testing.assert_array_equal(np.sort(np.concatenate([one[epoch] for one in each])), first)
+        assert sorted(len(one[epoch]) for one in each) == [12, 13]
+    assert all(one["steps"] == 2 * 6 for one in each)  # the thirteenth would be a batch for one of them alone
     np.testing.assert_array_equal(each[0]["losses"], each[1]["losses"])
     assert np.all(np.isfinite(each[0]["losses"]))
 
@@ -179,6 +181,8 @@ def test_no_replica_trains_on_nothing(two_replicas):
     np.testing.assert_allclose(history["val_mse"][-1], wanted, rtol=2e-3)
     with pytest.raises(ValueError, match=r"must have a sample for each replica.*replicas=2"):
         distributed.fit(model, squares(2).batch(1))
+    with pytest.warns(UserWarning, match=r"Received: batches=3, replicas=2, trained on=1. Make batches larger"):
+        distributed.fit(model, squares(4).batch(4).concatenate(squares(2).batch(1)))
 
 
 @pytest.mark.parametrize("damage", [False, True])

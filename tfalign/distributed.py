@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -280,6 +281,8 @@ def _as_number(value):
 class _Batches:
     """The batches of each epoch, on the devices of this worker."""
 
+    _REMEDY = "Make batches larger, and give every worker as many of them."
+
     def __init__(self, scope, name, data, steps, *, goes_on, begin=0):
         self._scope, self._name, self._data = scope, name, data
         self.steps = None if steps is None else _checks.whole_number(f"steps of `{name}`", steps, at_least=1)
@@ -313,16 +316,18 @@ class _Batches:
         return iter(self._scope.experimental_distribute_dataset(self._data))
 
     def check(self, taken, done):
-        """Raises where there were too few batches, or too small ones."""
+        """Raises where there were too few batches, or too small ones; warns of many that were left out."""
         if taken == 0 or self.steps not in (None, taken):
             received = {"steps": self.steps, "batches": taken}
             raise ValueError(_checks.message(f"`{self._name}` must last for all steps.", received, "Repeat the data."))
+        received = {"batches": taken, "replicas": self._scope.num_replicas_in_sync, "trained on": done}
+        text = _checks.message(
+            f"A batch of `{self._name}` must have a sample for each replica.", received, self._REMEDY
+        )
         if done == 0:
-            received = {"replicas": self._scope.num_replicas_in_sync}
-            remedy = "Make its batches larger."
-            raise ValueError(
-                _checks.message(f"A batch of `{self._name}` must have a sample for each replica.", received, remedy)
-            )
+            raise ValueError(text)
+        if taken - done > 1:  # more than the last one
+            warnings.warn(text, stacklevel=2)
 
 
 def _by_batches(data):

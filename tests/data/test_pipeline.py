@@ -381,6 +381,7 @@ def test_batches_are_the_same_for_one_seed_and_others_in_every_epoch(files, tmp_
     count = len(samples(cache, "train"))
     assert len(every) == count - count % 4
     assert len(first) == len(dataset(cache, "train", batch_size=4))
+    assert len(dataset(cache, "train", batch_size=4, part=(1, 2))) == count // 2 // 4
     assert len(dataset(cache, "train", batch_size=4, drop_remainder=False)) == -(-count // 4)
     unflipped = sorted(sample[2].sum() for sample in samples(cache, "train"))
     assert len(set(every) - set(unflipped)) == 0
@@ -495,8 +496,26 @@ def test_sets_without_enough_patches_are_named(files, tmp_path):
     with pytest.raises(ValueError, match="set_name='dev'"):
         dataset(cache, "dev", batch_size=1)
     count = sum(count for _, count in cache.shards["train"])
+    with pytest.raises(ValueError, match=r"The index of `part` must be below its count. Received: part=\(2, 2\)"):
+        dataset(cache, "train", batch_size=1, part=(2, 2))
+    with pytest.raises(
+        ValueError, match=r"not be more parts than there are patches. Received: part=\(998, 999\), patches="
+    ):
+        dataset(cache, "train", batch_size=1, part=(998, 999))
     with pytest.raises(ValueError, match=f"must not exceed the patches. Received: batch_size=999, patches={count}"):
         dataset(cache, "train", batch_size=999, max_blank=1.0)
+
+
+@pytest.mark.parametrize("make", [prepare, stream])
+def test_parts_are_alike_and_make_up_the_set(files, tmp_path, make):
+    cache = make(files, tmp_path / "cache", CUTTING, workers=0)
+    every = [sample[:2] for sample in samples(cache, "train")]
+    parts = [[sample[:2] for sample in samples(cache, "train", part=(index, 3), shuffle=True)] for index in range(3)]
+    assert sorted(itertools.chain(*parts)) == sorted(every)
+    assert np.ptp([len(found) for found in parts]) <= 1
+    # Neighbours: a shard in the middle of a part is read for this part alone.
+    names = [{name for name, _ in found} for found in parts]
+    assert sum(map(len, names)) <= len(set.union(*names)) + 2
 
 
 @pytest.mark.parametrize("repeat", [False, True])

@@ -88,8 +88,8 @@ def train_by_service(scope, folder, address):
 
     def batches(context, epoch):
         data = pipeline.dataset(
-            cache, "train", batch_size=2, max_blank=1.0, drop_remainder=False, service=address,
-            service_job=f"epoch-{epoch}", seed=epoch,
+            cache, "train", batch_size=2, max_blank=1.0, drop_remainder=False, seed=epoch, service=address,
+            part=(context.input_pipeline_id, context.num_input_pipelines),
         )  # fmt: skip
 
         def noted(values):
@@ -105,7 +105,7 @@ def train_by_service(scope, folder, address):
         model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same")])
         model.compile("sgd", loss="mae")
     losses = distributed.fit(model, batches, epochs=2).history["loss"]
-    return {"epoch 0": seen[0], "epoch 1": seen[1], "losses": losses}
+    return {"epoch 0": seen[0], "epoch 1": seen[1], "losses": losses, "steps": model.optimizer.iterations.numpy()}
 
 
 class Kill(keras.callbacks.Callback):

@@ -41,6 +41,7 @@ def dataset(
     repeat=False,
     drop_remainder=None,
     origin=False,
+    part=(0, 1),
     service=None,
     service_job=None,
     shuffle_bytes=SHUFFLE_BYTES,
@@ -63,10 +64,12 @@ def dataset(
         repeat: without end.
         drop_remainder: leave out a last batch that is smaller; by default for training.
         origin: add to every batch a dict: "name" of the file of each patch and "start", its first index there.
+        part: `(index, count)`: this one alone of `count` parts of the set, alike in size to one patch. Each worker of
+            `tfalign.distributed.fit` takes `(context.input_pipeline_id, context.num_input_pipelines)`.
         service: address of a dispatcher of the `tf.data` service, e.g. "grpc://host:5050"; its workers read the shards
             in place of this process, each patch once in an epoch, in an order of their own.
-        service_job: a name in the service: processes that give the same one share the batches, as workers of
-            `tfalign.distributed.fit` must, each epoch by a name of its own.
+        service_job: a name in the service: processes that give the same one share the batches, each of which goes to
+            whoever asks first.
         shuffle_bytes: size of the shuffle buffer.
         seed: of the order, the choice among blank patches, and the flips.
 
@@ -75,14 +78,14 @@ def dataset(
         `(batch, *(patch_size + 2 margin), channels)` float32, or int32 for class maps.
 
     Raises:
-        ValueError: an empty set, one that does not fill a batch, or batches of patches of several sizes.
+        ValueError: an empty set, one that does not fill a batch, batches of patches of several sizes, or no such part.
     """
     batch_size = _checks.whole_number("batch_size", batch_size, at_least=1)
     shuffle, max_blank, drop_remainder = _choices(set_name, shuffle, max_blank, drop_remainder)
     if not cache.shards[set_name]:
         raise ValueError(_checks.message("`set_name` must be a set with patches.", {"set_name": set_name}))
     _check_one_size(batch_size, cache.input_shape, cache.label_shape)
-    kept = balanced(cache.contents[set_name], max_blank=max_blank, seed=seed)
+    kept = _part(balanced(cache.contents[set_name], max_blank=max_blank, seed=seed), part)
     if drop_remainder and kept.sum() < batch_size:
         received = {"batch_size": batch_size, "patches": int(kept.sum()), "set_name": set_name}
         raise ValueError(_checks.message("`batch_size` must not exceed the patches.", received))
@@ -226,11 +229,28 @@ def _choices(set_name, shuffle, max_blank, drop_remainder):
     )
 
 
+def _part(kept, part):
+    """Of those kept, a run of neighbours, so that few shards are read for two parts."""
+    index, count = part
+    count = _checks.whole_number("the count of `part`", count, at_least=1)
+    if _checks.whole_number("the index of `part`", index, at_least=0) >= count:
+        raise ValueError(_checks.message("The index of `part` must be below its count.", {"part": (index, count)}))
+    places = np.array_split(np.flatnonzero(kept), count)[index]
+    if not places.size:
+        received = {"part": (index, count), "patches": int(kept.sum())}
+        raise ValueError(_checks.message("There must not be more parts than there are patches.", received))
+    chosen = np.zeros_like(kept)
+    chosen[places] = True
+    return chosen
+
+
 def _samples(cache, set_name, kept, shuffle, origin, seed):
     """Single patches `(input, label)` from the shards of a set, those that are `kept`."""
-    paths, counts = zip(*cache.shards[set_name])
-    firsts = np.cumsum([0, *counts[:-1]])
-    files = tf.data.Dataset.from_tensor_slices((list(paths), firsts))
+    ends = np.cumsum([count for _, count in cache.shards[set_name]])
+    needed = [mine.any() for mine in np.split(kept, ends[:-1])]
+    paths = [path for path, _ in itertools.compress(cache.shards[set_name], needed)]
+    firsts = np.array([0, *ends[:-1]])[needed]
+    files = tf.data.Dataset.from_tensor_slices((paths, firsts))
     files = files.shuffle(len(paths), seed=seed) if shuffle else files
     records = files.interleave(
         lambda path, first: tf.data.TFRecordDataset(path).enumerate(first),
