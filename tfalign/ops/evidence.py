@@ -2,23 +2,20 @@
 
 import tensorflow as tf
 
-from tfalign.ops import geometry, peak, resample, spectral
+from tfalign.ops import peak, spectral
 
 _CHANCE = 0.6  # of the variance of a lead; 2 for independent pixels, 0.6 is what calibrates the confidence
 
 
-def effective_pixels(fixed, moving, fixed_mask, moving_mask, shift):
-    """Number of independent pixels behind a score, `(batch,)`.
+def effective_pixels(fixed, aligned, weight):
+    """Number of independent pixels behind a score, `(batch,)`, of two grids that lie on each other.
 
     The variance of a correlation of two stationary fields grows by `sum_k r_residual(k) r_moving(k)`; with a
     first-order autoregressive field along each axis that is (1 + p) / (1 - p), p the product of the two lag-1
     autocorrelations.
     Source: Bartlett (1946), doi:10.2307/2983611, applied per axis.
     """
-    shape = geometry.spatial_shape(fixed)
-    aligned, inside = resample.shift_by_pixels(moving, shift, shape)
-    aligned_mask, _ = resample.shift_by_pixels(moving_mask, shift, shape)
-    weight = spectral.channels_first(fixed_mask * aligned_mask * inside[..., tf.newaxis])
+    weight = spectral.channels_first(weight)
     fixed, aligned = (_centered(spectral.channels_first(side), weight) for side in (fixed, aligned))
     everything = list(range(1, fixed.shape.rank))
     energy = tf.reduce_sum(tf.square(aligned), axis=everything, keepdims=True)

@@ -58,10 +58,12 @@ def from_translation(translation):
 
     A positive entry reads further down/right: the moving content lies that far down/right of the fixed one.
     """
-    rank = translation.shape[-1]
-    matrix = tf.eye(rank + 1, batch_shape=[tf.shape(translation)[0]], dtype=translation.dtype)
-    column = tf.concat([translation, tf.ones_like(translation[:, :1])], axis=-1)
-    return tf.concat([matrix[:, :, :rank], column[:, :, tf.newaxis]], axis=-1)
+    return tf.constant(np.eye(translation.shape[-1] + 1), translation.dtype) + _last_column(translation)
+
+
+def _last_column(translation):
+    """Matrices `(batch, d+1, d+1)` of zeros, but for the translation."""
+    return tf.pad(translation[:, :, tf.newaxis], [[0, 0], [0, 1], [translation.shape[-1], 0]])
 
 
 def make(translation, *, rotation=None, shear=None, scale=None):
@@ -71,22 +73,24 @@ def make(translation, *, rotation=None, shear=None, scale=None):
     """
     translation = tf.convert_to_tensor(translation)
     rank, dtype = translation.shape[-1], translation.dtype
-    turn = linear = tf.eye(rank, batch_shape=[tf.shape(translation)[0]], dtype=dtype)
+    unit = tf.constant(np.eye(rank)[np.newaxis], dtype)
+    linear, turn = unit, None
     if shear is not None:
         linear += _placed(PLANES[rank], tf.tan(_radians(shear, dtype)), rank)
     if scale is not None:
         linear *= tf.cast(scale, dtype)[:, tf.newaxis, :]
     if rotation is not None:
         angles = _radians(rotation, dtype)
+        sines, cosines = tf.sin(angles), tf.cos(angles)
         for number, (first, second) in enumerate(PLANES[rank]):
-            sine, cosine = (function(angles[:, number : number + 1]) for function in (tf.sin, tf.cos))
+            sine, cosine = (values[:, number : number + 1] for values in (sines, cosines))
             entries = [(first, first), (second, second), (second, first), (first, second)]
             values = tf.concat([cosine - 1.0, cosine - 1.0, sine, -sine], axis=-1)
-            one = tf.eye(rank, dtype=dtype) + _placed(entries, values, rank)
-            turn = tf.linalg.matmul(turn, one)
-        linear = tf.linalg.matmul(turn, linear)
-    top = tf.concat([linear, translation[:, :, tf.newaxis]], axis=-1)
-    return tf.concat([top, from_translation(translation)[:, -1:, :]], axis=-2)
+            one = unit + _placed(entries, values, rank)
+            turn = one if turn is None else tf.linalg.matmul(turn, one)
+        linear = linear if turn is None else tf.linalg.matmul(turn, linear)
+    corner = tf.constant(np.diag([0.0] * rank + [1.0]), dtype)
+    return tf.pad(linear, [[0, 0], [0, 1], [0, 1]]) + _last_column(translation) + corner
 
 
 def decompose(transform):
@@ -130,18 +134,23 @@ def _placed(entries, values, rank):
     places = np.zeros((len(entries), rank, rank))
     for number, entry in enumerate(entries):
         places[(number, *entry)] = 1.0
-    return tf.einsum("bn,nij->bij", values, tf.constant(places, values.dtype))
+    return tf.reduce_sum(values[:, :, tf.newaxis, tf.newaxis] * tf.constant(places, values.dtype), axis=1)
 
 
 def determinant(matrix):
     """Of small matrices, by the first row: `tf.linalg.det` does not compile with XLA."""
-    rank = matrix.shape[-1]
-    if rank == 1:
-        return matrix[..., 0, 0]
-    total = 0.0
-    for column in range(rank):
-        minor = tf.gather(matrix[..., 1:, :], [one for one in range(rank) if one != column], axis=-1)
-        total += (-1.0) ** column * matrix[..., 0, column] * determinant(minor)
+    return determinant_of_rows([tf.unstack(row, axis=-1) for row in tf.unstack(matrix, axis=-2)])
+
+
+def determinant_of_rows(rows):
+    """The determinant of a square list of lists of tensors."""
+    (first, *others), *below = rows
+    if not others:
+        return first
+    total = first * determinant_of_rows([row[1:] for row in below])
+    for column, entry in enumerate(others, start=1):
+        part = entry * determinant_of_rows([[*row[:column], *row[column + 1 :]] for row in below])
+        total = total - part if column % 2 else total + part
     return total
 
 

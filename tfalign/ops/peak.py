@@ -112,32 +112,26 @@ def _contracted(values, matrices):
 
 def _newton_step(coefficients, at):
     """The step `(batch, d)` from `at` to where the polynomial's slope is 0, and whether it bends down there."""
-    rank = at.shape[-1]
+    rank, dtype = at.shape[-1], at.dtype
     bases = []
+    for x, count in zip(tf.unstack(at, axis=-1), coefficients.shape[1:]):
+        power, order = np.arange(count), np.arange(3)[:, np.newaxis]
+        factor = np.prod([np.where(order > lower, power - lower, 1.0) for lower in range(2)], axis=0)
+        powers = tf.pow(tf.reshape(x, [-1, 1, 1]), tf.constant(np.maximum(power - order, 0), dtype))
+        bases.append(tf.constant(factor, dtype) * powers)
+    derivatives = tf.unstack(tf.reshape(_contracted(coefficients, bases), [-1, 3**rank]), axis=-1)
+    unit = 3 ** np.arange(rank)[::-1]  # where the first derivative along each axis lies
+    slope = [derivatives[one] for one in unit]
+    bend = [[derivatives[one + other] for other in unit] for one in unit]
+    for axis, count in enumerate(coefficients.shape[1:]):
+        if count < 3:
+            # An axis of one shift has no slope; without a bend it would leave the others none either.
+            bend[axis][axis] -= 1.0
+    minors = [geometry.determinant_of_rows([row[:size] for row in bend[:size]]) for size in range(1, rank + 1)]
+    signs = [minor < 0.0 if size % 2 else minor > 0.0 for size, minor in enumerate(minors, start=1)]
+    step = []
     for axis in range(rank):
-        power = np.arange(coefficients.shape[axis + 1])
-        x, rows = at[:, axis, tf.newaxis], []
-        for order in range(3):
-            factor = np.prod([np.maximum(power - lower, 0) for lower in range(order)], axis=0) * np.ones(len(power))
-            rows.append(tf.constant(factor, x.dtype) * tf.pow(x, tf.constant(np.maximum(power - order, 0), x.dtype)))
-        bases.append(tf.stack(rows, axis=1))
-    derivatives = _contracted(coefficients, bases)
-    unit = np.eye(rank, dtype=int)
-
-    def derivative(orders):
-        return derivatives[(slice(None), *orders)]
-
-    slope = tf.stack([derivative(one) for one in unit], axis=-1)
-    bend = tf.stack([tf.stack([derivative(one + other) for one in unit], axis=-1) for other in unit], axis=-2)
-    # An axis of one shift has no slope; without a bend it would leave the others none either.
-    bend -= tf.constant(np.diag([size < 3 for size in coefficients.shape[1:]]), bend.dtype)
-    is_maximum = tf.ones_like(slope[:, 0], tf.bool)
-    for size in range(1, rank + 1):
-        is_maximum &= geometry.determinant(-bend[:, :size, :size]) > 0.0
-    volume = geometry.determinant(bend)
-    # Cramer's rule: a solver would raise where nothing bends.
-    step = [
-        -tf.math.divide_no_nan(geometry.determinant(tf.where(one > 0, slope[:, :, tf.newaxis], bend)), volume)
-        for one in unit
-    ]
-    return tf.stack(step, axis=-1), is_maximum
+        # Cramer's rule: a solver would raise where nothing bends.
+        replaced = [[*row[:axis], one, *row[axis + 1 :]] for row, one in zip(bend, slope)]
+        step.append(-tf.math.divide_no_nan(geometry.determinant_of_rows(replaced), minors[-1]))
+    return tf.stack(step, axis=-1), tf.reduce_all(tf.stack(signs), axis=0)

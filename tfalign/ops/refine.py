@@ -268,7 +268,7 @@ def refined(fixed, moving, masks, start, plain, *, bounds, similarity, least, te
     moved, weight = level.moved(bounds.transform(done.parameters))
     # Of another kind of picture only what the levels do not foretell is a residual.
     told = parzen.foretold(level.fixed, moved, weight) if view is _by_information else level.fixed
-    pixels = evidence.effective_pixels(told, moved, weight, tf.ones_like(weight), tf.zeros_like(plain))
+    pixels = evidence.effective_pixels(told, moved, weight)
     if pool == "batch":
         pixels = _shared(tf.where(textured, pixels, 0.0))
     gain = tf.where(done.nats > done.first_nats, pixels * (done.nats - done.first_nats), 0.0)

@@ -1,6 +1,5 @@
 """Values of a grid at moved coordinates, and the mask of where there are any. Whole-pixel moves are exact."""
 
-import itertools
 import math
 
 import numpy as np
@@ -135,25 +134,22 @@ def sample(values, coordinates, *, interpolation):
         `(samples, mask)`, unfilled: outside the grid the samples are those of the nearest border, where a coordinate
         counts as inside if no more than rounding has put it there.
     """
-    shape = geometry.spatial_shape(values)
     index, mask = _indices(values, coordinates)
     if interpolation == "nearest":
         return gather_pixels(values, [tf.cast(tf.floor(at + 0.5), tf.int32) for at in index]), mask
     if interpolation == "cubic":
         return _cubic(values, index), mask
-    lower = [tf.floor(at) for at in index]
-    fraction = [tf.cast(at - low, values.dtype) for at, low in zip(index, lower)]
-    total = tf.zeros([], values.dtype)
-    for corner in itertools.product((0, 1), repeat=len(shape)):
-        at = [tf.cast(low, tf.int32) + bit for low, bit in zip(lower, corner)]
-        weight = tf.ones([], values.dtype)
-        for part, bit in zip(fraction, corner):
-            weight = weight * (part if bit else 1.0 - part)
-        weight = weight[..., tf.newaxis]
-        pixels = gather_pixels(values, at)
+    taps = []
+    for at in index:
+        lower = tf.floor(at)
+        part, first = tf.cast(at - lower, values.dtype), tf.cast(lower, tf.int32)
+        taps.append([(first, 1.0 - part), (first + 1, part)])
+
+    def share(pixels, weight):
         # A neighbour of weight 0 may be NaN: it must not reach the sum. A finite one must stay: the gradient needs it.
-        total = total + tf.where((weight > 0) | tf.math.is_finite(pixels), pixels, 0.0) * weight
-    return total, mask
+        return tf.where((weight > 0) | tf.math.is_finite(pixels), pixels, 0.0) * weight
+
+    return _weighted(values, taps, share), mask
 
 
 def sample_masked(filled, mask, transform, shape):
@@ -212,12 +208,8 @@ def sample_splines(weights, coordinates):
 
 
 def _spline_sum(weights, index):
-    shape, dtype = geometry.spatial_shape(weights), weights.dtype
-    total = tf.zeros([], dtype)
-    for corner in itertools.product(*(spline.taps(tf.cast(at, dtype), size) for at, size in zip(index, shape))):
-        taps, shares = zip(*corner)
-        total = total + gather_pixels(weights, taps) * math.prod(shares)[..., tf.newaxis]
-    return total
+    taps = [spline.taps(tf.cast(at, weights.dtype), size) for at, size in zip(index, geometry.spatial_shape(weights))]
+    return _weighted(weights, taps, tf.multiply)
 
 
 def _check_projective(moving, pull, interpolation):
@@ -260,17 +252,38 @@ def _projected(moving, pull, coordinates, interpolation):
 
 
 def gather_pixels(values, index):
-    """Values at whole indices, one `(batch or 1, *output)` tensor per axis; an index outside reads the border.
+    """Values at whole indices, one `(batch or 1, *output)` tensor per axis; an index outside reads the border."""
+    return _weighted(values, [[(at, None)] for at in index], lambda pixels, _: pixels)
 
-    One flat gather: faster than `batch_dims`, and it compiles under XLA.
+
+def _weighted(values, taps, share):
+    """Sums over neighbours, axis by axis, of `share(pixels, weight)`.
+
+    One flat gather for each: faster than `batch_dims`, and it compiles under XLA.
+
+    Args:
+        values: `(batch, *spatial, channels)`.
+        taps: for each axis a list of `(whole index, weight)`, both `(batch or 1, *output)`.
+        share: a function of `(batch, *output, channels)` values and `(batch or 1, *output, 1)` weights.
     """
-    shape = geometry.spatial_shape(values)
-    batch, channels = tf.shape(values)[0], values.shape[-1]
-    flat = tf.reshape(tf.range(batch), [-1] + [1] * len(shape))
-    for at, size in zip(index, shape):
-        flat = flat * size + tf.clip_by_value(at, 0, size - 1)
+    shape, channels = geometry.spatial_shape(values), values.shape[-1]
     pixels = tf.reshape(values, [-1, tf.shape(values)[-1] if channels is None else channels])
-    return tf.gather(pixels, flat)
+    strides = [math.prod(shape[axis:]) for axis in range(len(shape) + 1)]
+    samples = tf.reshape(tf.range(tf.shape(values)[0]) * strides[0], [-1] + [1] * len(shape))
+    steps = [
+        [(tf.clip_by_value(at, 0, size - 1) * stride, weight) for at, weight in along]
+        for along, size, stride in zip(taps, shape, strides[1:])
+    ]
+
+    def total(flat, steps):
+        if not steps:
+            return tf.gather(pixels, flat)
+        (along, *others), parts = steps, []
+        for step, weight in along:
+            parts.append(share(total(flat + step, others), weight if weight is None else weight[..., tf.newaxis]))
+        return parts[0] if len(parts) == 1 else tf.add_n(parts)
+
+    return total(samples, steps)
 
 
 def shift_by_pixels(moving, translation, output_shape):
@@ -287,11 +300,10 @@ def shift_by_pixels(moving, translation, output_shape):
     rank = len(output_shape)
     shape = geometry.spatial_shape(moving)
     index, inside = [], []
-    for axis, (size, moving_size) in enumerate(zip(output_shape, shape)):
-        start = tf.cast(tf.round(translation[:, axis]), tf.int32) + geometry.center_offset(size, moving_size)
-        at = start[:, tf.newaxis] + tf.range(size)
-        broadcast = [-1] + [size if axis == other else 1 for other in range(rank)]
-        at = tf.reshape(at, broadcast)
+    starts = tf.unstack(tf.cast(tf.round(translation), tf.int32), num=rank, axis=-1)
+    for axis, (start, size, moving_size) in enumerate(zip(starts, output_shape, shape)):
+        along = tf.range(size) + geometry.center_offset(size, moving_size)
+        at = tf.reshape(start, [-1] + [1] * rank) + tf.reshape(along, [-1] + [1] * (rank - 1 - axis))
         index.append(at)
         inside.append((at >= 0) & (at < moving_size))
     mask = inside[0]

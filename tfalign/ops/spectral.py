@@ -43,8 +43,6 @@ def channels_first(values):
     What mixes grids of one channel and of several is some ten times faster so: rows of numbers, not runs of three.
     """
     rank = values.shape.rank - 2
-    if values.shape[-1] == 1:  # the same numbers in the same order
-        return tf.reshape(values, tf.concat([tf.shape(values)[:1], [1], tf.shape(values)[1:-1]], axis=0))
     return tf.transpose(values, [0, rank + 1, *range(1, rank + 1)])
 
 

@@ -74,9 +74,9 @@ def fill_holes(values, mask):
     everywhere = tf.math.divide_no_nan(
         tf.reduce_sum(known * mask, axis=axes, keepdims=True), tf.reduce_sum(mask, axis=axes, keepdims=True)
     )
-    around = local_mean(known, mask, _BOX)
-    near = local_mean(tf.cast(mask > 0.0, mask.dtype), tf.ones_like(mask), _BOX) > 0.0
-    return tf.where(mask > 0.0, values, tf.where(near, around, everywhere))
+    sums, weights = _local_sums(known, mask, _BOX)
+    around = tf.where(weights > 0.0, tf.math.divide_no_nan(sums, weights), everywhere)
+    return tf.where(mask > 0.0, values, around)
 
 
 def local_mean(values, mask, kernel):
@@ -84,11 +84,17 @@ def local_mean(values, mask, kernel):
 
     `kernel` is an odd number of weights, the same from both ends.
     """
+    return tf.math.divide_no_nan(*_local_sums(values, mask, kernel))
+
+
+def _local_sums(values, mask, kernel):
+    """The weighted sums around each pixel of `values`, and those of the weights."""
     reach = len(kernel) // 2
     sums = tf.concat([values * mask, mask], axis=-1)
     for axis, size in enumerate(geometry.spatial_shape(values), start=1):
         # Zeros come round, so that the roll reads nothing from the other end.
         padded = tf.pad(sums, [[0, reach if one == axis else 0] for one in range(sums.shape.rank)])
-        total = tf.add_n([share * tf.roll(padded, lag - reach, axis) for lag, share in enumerate(kernel)])
+        rolled = [tf.roll(padded, lag - reach, axis) for lag in range(len(kernel))]
+        total = tf.add_n([one if share == 1.0 else share * one for one, share in zip(rolled, kernel)])
         sums = tf.gather(total, tf.range(size), axis=axis)
-    return tf.math.divide_no_nan(sums[..., :-1], sums[..., -1:])
+    return sums[..., :-1], sums[..., -1:]

@@ -4,6 +4,7 @@ Each sum is a correlation of values, squares or weights (Padfield, "Masked objec
 IEEE TIP 21(5), 2012, doi:10.1109/TIP.2011.2181402).
 """
 
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -129,18 +130,13 @@ def _always_meets_all(grids):
 
 def _along(values, indicator, axis):
     """Sums over one axis with each row of `indicator` `(shifts, size)`: that axis becomes the shifts."""
-    shape = tf.shape(values)
+    sizes = [-1, *(size or tf.shape(values)[one] for one, size in enumerate(values.shape[1:], start=1))]
     if axis == values.shape.rank - 1:
-        rows = tf.reshape(values, [tf.reduce_prod(shape[:axis]), shape[axis]])
-        summed = tf.linalg.matmul(rows, indicator, transpose_b=True)
+        summed = tf.linalg.matmul(tf.reshape(values, [-1, sizes[axis]]), indicator, transpose_b=True)
     else:
-        rows = tf.reshape(values, [tf.reduce_prod(shape[:axis]), shape[axis], tf.reduce_prod(shape[axis + 1 :])])
+        rows = tf.reshape(values, [-1, sizes[axis], math.prod(sizes[axis + 1 :])])
         summed = tf.linalg.matmul(indicator, rows)
-    out = tf.reshape(summed, tf.concat([shape[:axis], [indicator.shape[0]], shape[axis + 1 :]], axis=0))
-    static = values.shape.as_list()
-    static[axis] = indicator.shape[0]
-    out.set_shape(static)
-    return out
+    return tf.reshape(summed, [*sizes[:axis], indicator.shape[0], *sizes[axis + 1 :]])
 
 
 def _masked_sums(fixed, moving, masks, grids, spectra):
