@@ -13,12 +13,13 @@ from tfalign import _keras
 MODES = ("eager", "graph", "xla") if _keras.IS_KERAS_3 else ("eager", "graph")
 
 
-def in_modes(cases):
-    """`(mode, *case)` for `run`, given indirectly: eager for each case, graph and XLA for one of each first entry.
+def in_modes(cases, names=None):
+    """`(mode, *case)` for `run`, given indirectly: eager for each case, graph and XLA for one of each first entry, or
+    of those in `names` alone.
 
     Tracing and compiling take seconds, and a compilation a tenth of a gigabyte that is never given back.
     """
-    names = list(dict.fromkeys(case[0] for case in cases))
+    names = list(dict.fromkeys(case[0] for case in cases)) if names is None else names
     of_name = {name: [case for case in cases if case[0] == name] for name in names}
     once = [of_name[name][number % len(of_name[name])] for number, name in enumerate(names)]
     return [(mode, *case) for case in cases for mode in MODES if mode == "eager" or case in once]
@@ -34,6 +35,15 @@ tf.config.set_logical_device_configuration(
 def two_replicas():
     """The one strategy of the process: a second one breaks even Keras's own losses."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_those_that_ask_compile():
+    """Keras 3 compiles every `fit` with XLA unless told otherwise, for half a minute: here `jit_compile=True` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        if _keras.IS_KERAS_3:
+            patch.setattr(keras.src.trainers.trainer.Trainer, "_resolve_auto_jit_compile", lambda _: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,16 @@ from tests import reference
 from tfalign import drift
 
 
-def step(state, shifts, confidence=1.0, *, warmup_steps=0, subpixel=False):
-    shifts = np.asarray(shifts, np.float32)
-    sums = drift.batch_sums(
-        tf.constant(shifts), tf.fill([len(shifts)], tf.constant(confidence, tf.float32)), min_confidence=0.5
-    )
+@tf.function(autograph=False, reduce_retracing=True)
+def _updated(state, shifts, confidence, *, warmup_steps, subpixel):
+    sums = drift.batch_sums(shifts, confidence, min_confidence=0.5)
     return drift.update(state, sums, warmup_steps=warmup_steps, subpixel=subpixel)
+
+
+def step(state, shifts, confidence=1.0, *, warmup_steps=0, subpixel=False):
+    shifts = tf.constant(np.asarray(shifts, np.float32))
+    confidence = tf.fill([len(shifts)], tf.constant(confidence, tf.float32))
+    return _updated(state, shifts, confidence, warmup_steps=warmup_steps, subpixel=subpixel)
 
 
 class _Smooth:
@@ -55,6 +59,14 @@ class _Fading:
         self.weights = self.weights + self.velocity
 
 
+@tf.function(autograph=False)
+def _filtered(state, seen, *, subpixel, **told):
+    """What a training step makes of the shifts that it sees: the state, what is taken out of labels, the estimate."""
+    sums = drift.batch_sums(seen, tf.ones_like(seen[:, 0]), min_confidence=0.5, **told)
+    state = drift.update(state, sums, warmup_steps=0, subpixel=subpixel)
+    return state, drift.correction(state, rank=2, subpixel=subpixel), -state.mean[:2]
+
+
 def simulate(network, draw, *, batch, steps, seed=0, subpixel=False, pin=True, noise=0.05, anchors=None):
     """Trains a simulated network: its offset from its input after every step, and the filter's estimate of it.
 
@@ -62,7 +74,6 @@ def simulate(network, draw, *, batch, steps, seed=0, subpixel=False, pin=True, n
     """
     rng = np.random.default_rng(seed)
     state, corrected, offsets, estimates = drift.initial((8, 8)), np.zeros(2), [], []
-    update = tf.function(lambda state, sums: drift.update(state, sums, warmup_steps=0, subpixel=subpixel))
     for _ in range(steps):
         true, before = draw(batch), network.offset
         is_anchor = rng.random((batch, 1)) < (anchors or 0.0)
@@ -71,11 +82,10 @@ def simulate(network, draw, *, batch, steps, seed=0, subpixel=False, pin=True, n
         moved = (seen if subpixel else np.round(seen)) - corrected
         network.step(true - np.where(is_anchor, 0.0, moved))
         told = {} if anchors is None else {"anchored": tf.constant(is_anchor[:, 0])}
-        sums = drift.batch_sums(tf.constant(seen, tf.float32), tf.ones([batch]), min_confidence=0.5, **told)
-        state = update(state, sums)
-        corrected = drift.correction(state, rank=2, subpixel=subpixel).numpy() if pin else corrected
+        state, correction, estimate = _filtered(state, tf.constant(seen, tf.float32), subpixel=subpixel, **told)
+        corrected = correction.numpy() if pin else corrected
         offsets.append(before)
-        estimates.append(-state.mean.numpy()[:2])
+        estimates.append(estimate.numpy())
     return np.array(offsets), np.array(estimates)
 
 

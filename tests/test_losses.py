@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import tfalign
 from tests import reference
-from tests.conftest import in_modes
+from tests.conftest import MODES, in_modes
 
 PIXEL_LOSSES = {
     "mae": lambda y, p: np.abs(y - p).mean(axis=-1),
@@ -29,8 +29,11 @@ def shifted_pair(rng, shift=(2, -1), size=12, margin=3, channels=2, batch=3):
     return field[:, y : y + big, x : x + big].copy(), prediction.copy()
 
 
-@pytest.mark.parametrize("base", list(PIXEL_LOSSES))
-@pytest.mark.parametrize("margin", [0, 3])
+@pytest.mark.parametrize(
+    ("run", "base", "margin"),
+    in_modes([(base, margin) for base in PIXEL_LOSSES for margin in (0, 3)], ["mae", "binary_crossentropy"]),
+    indirect=["run"],
+)
 def test_the_function_equals_the_reference(rng, run, base, margin):
     label, prediction = shifted_pair(rng, margin=margin)
     prediction = np.clip(prediction + 0.05 * rng.standard_normal(prediction.shape), 0.02, 0.98).astype(np.float32)
@@ -48,7 +51,12 @@ def test_a_perfect_but_moved_label_costs_nothing(rng, run):
     assert np.min(np.abs(label[:, 3:-3, 3:-3] - prediction).mean(axis=(1, 2, 3))) > 0.1
 
 
-@pytest.mark.parametrize("similarity", ["mae", "mi", "nmi", "joint_entropy", "phase", "overlap", "cross_entropy"])
+SIMILARITIES = ["mae", "mi", "nmi", "joint_entropy", "phase", "overlap", "cross_entropy"]
+
+
+@pytest.mark.parametrize(
+    ("run", "similarity"), in_modes([(name,) for name in SIMILARITIES], ["mi", "phase"]), indirect=["run"]
+)
 def test_every_similarity_finds_a_moved_label(rng, run, similarity):
     classes = (rng.random((3, 30, 30, 1)) > 0.5).astype(np.float32)
     label, prediction = classes, np.roll(classes, (-2, 1), axis=(1, 2))[:, 3:27, 3:27] * 0.98 + 0.01
@@ -66,8 +74,11 @@ BASES_WITH_A_MAP = {
 }
 
 
-@pytest.mark.parametrize("name", list(BASES_WITH_A_MAP))
-@pytest.mark.parametrize("as_instance", [False, True])
+@pytest.mark.parametrize(
+    ("run", "name", "as_instance"),
+    in_modes([(name, one) for name in BASES_WITH_A_MAP for one in (False, True)], ["mae", "categorical_crossentropy"]),
+    indirect=["run"],
+)
 def test_the_base_as_similarity_finds_its_smallest_value(rng, run, name, as_instance):
     """Against every crop of the label: of noise, so that other measures would choose other shifts."""
     instance, pixel_loss = BASES_WITH_A_MAP[name]
@@ -129,6 +140,7 @@ def test_the_gradient_equals_that_of_the_base_on_the_aligned_label(rng, run):
     np.testing.assert_allclose(run(gradient, label, noisy), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("run", MODES[1:], indirect=True)  # a hundred steps
 def test_the_gradient_is_small_at_first_and_rises_to_that_of_the_base(rng, run):
     label, prediction = shifted_pair(rng, shift=(0, 0))
     noisy = prediction + 0.05 * rng.standard_normal(prediction.shape).astype(np.float32)
@@ -308,9 +320,12 @@ def test_training_steps_move_the_state_and_evaluation_does_not(rng, run):
             loss = loss_object(y, p)
         return tape.gradient(loss, p)
 
-    run(lambda y, p: loss_object(y, p), label, prediction)
+    def evaluation(y, p):
+        return loss_object(y, p)
+
+    run(evaluation, label, prediction)
     before = loss_object.state.numpy().copy()
-    run(lambda y, p: loss_object(y, p), label, prediction)
+    run(evaluation, label, prediction)
     np.testing.assert_array_equal(loss_object.state, before)
     run(training, label, prediction)
     assert np.any(loss_object.state.numpy() != before)
@@ -329,11 +344,18 @@ def test_center_takes_a_common_shift_out(rng):
     plain = np.abs(label[:, 3:-3, 3:-3] - prediction).mean()
     for center, expected in ((True, plain), (False, 0.0)):
         loss_object = tfalign.ShiftInvariantLoss(max_shift=3, warmup_steps=0, center=center)
-        variable = tf.Variable(prediction)
-        for _ in range(40):
+        assert loss_object.state is not None  # made before a function is traced
+
+        @tf.function
+        def step(y, p, loss_object=loss_object):
             with tf.GradientTape() as tape:
-                loss = loss_object(label, variable)
-            tape.gradient(loss, variable)
+                tape.watch(p)
+                loss = loss_object(y, p)
+            tape.gradient(loss, p)
+            return loss
+
+        for _ in range(40):
+            loss = step(tf.constant(label), tf.constant(prediction))
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
         np.testing.assert_allclose(loss_object.drift[:2], [2, -1], atol=0.2)
 
@@ -460,7 +482,7 @@ def test_a_base_need_not_be_hashable(rng):
     np.testing.assert_array_equal(tfalign.shift_invariant_loss(label, prediction, Difference(), max_shift=3), [0, 0, 0])
 
 
-@pytest.mark.parametrize("ignored", [255, -1])
+@pytest.mark.parametrize(("run", "ignored"), in_modes([(255,), (-1,)], [-1]), indirect=["run"])
 def test_the_option_ignores_a_class_too(rng, run, ignored):
     """Sparse labels of a base that knows nothing of it, its gradient included; and one-channel labels of any base."""
     ids, scores = rng.integers(0, 3, (2, 16, 16)), rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
