@@ -5,6 +5,7 @@ import tensorflow as tf
 
 import tfalign
 from tests import reference
+from tests.conftest import in_modes
 from tfalign.ops import geometry, resample, spline
 
 SIZES = [((9,), (13,)), ((12,), (7,)), ((6, 9), (9, 8)), ((5, 4), (5, 4)), ((4, 5, 3), (5, 4, 6))]
@@ -28,8 +29,11 @@ def test_warp_equals_the_reference(rng, run, output, size):
     assert 0 < np.mean(mask) < 1
 
 
-@pytest.mark.parametrize(("output", "size"), SIZES)
-@pytest.mark.parametrize("interpolation", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize(
+    ("run", "interpolation", "output", "size"),
+    in_modes([(name, *sizes) for name in ("linear", "nearest", "cubic") for sizes in SIZES]),
+    indirect=["run"],
+)
 def test_whole_pixel_moves_copy_exactly(rng, run, output, size, interpolation):
     moving, rank = batch_of(rng, size) * 1e6, len(size)
     translation = rng.integers(-2, 3, (3, rank)).astype(np.float32)
