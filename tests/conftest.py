@@ -1,6 +1,8 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# What is compiled runs once or twice here: half the time of XLA goes into making it fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
 import numpy as np
@@ -69,7 +71,7 @@ def run(request):
             return function(*tensors)
         # One for each function: a test that calls in a loop must not trace, or compile, at every turn.
         if function not in compiled:
-            compiled[function] = tf.function(function, jit_compile=request.param == "xla")
+            compiled[function] = tf.function(function, jit_compile=request.param == "xla", autograph=False)
         return compiled[function](*tensors)
 
     return call

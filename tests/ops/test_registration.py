@@ -470,6 +470,17 @@ def test_ncc_ignores_gain_and_offset_and_stays_in_bounds(rng):
     assert np.max(np.abs(one)) <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("fixed", "moving", "bound"), [((5, 7), (11, 4), 9), ((12,), (2,), 6), ((3,), (30,), 3), ((40,), (44,), 2)]
+)
+def test_overlaps_of_all_kinds_equal_the_reference(rng, fixed, moving, bound):
+    fixed, moving = (rng.random((1, *sizes, 2)).astype(np.float32) for sizes in (fixed, moving))
+    options = {"similarity": "mse", "min_overlap": 0.0}
+    found = tfalign.register(fixed, moving, max_shift=bound, return_map=True, **options).score_map[0]
+    truth = reference.score_map(fixed[0], moving[0], [bound] * (fixed.ndim - 2), **options)
+    np.testing.assert_allclose(found, truth, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e10])
 def test_tiny_and_huge_values(rng, scale):
     image = rng.random((1, 64, 64, 1)).astype(np.float32)

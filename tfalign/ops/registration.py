@@ -17,6 +17,7 @@ SIMILARITIES = tuple(MEASURES)
 _LARGEST_SCALE = 9.0  # f: of tenfold stretches a grid shows too little of the picture
 
 
+@tf.autograph.experimental.do_not_convert
 def register(
     fixed,
     moving,

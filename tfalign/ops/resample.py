@@ -18,6 +18,7 @@ _PROJECTED_AS = {
 }  # fmt: skip
 
 
+@tf.autograph.experimental.do_not_convert
 def warp(
     moving, transform_or_displacement, *, output_shape=None, interpolation="linear", fill_value=0.0, engine="gather"
 ):

@@ -7,6 +7,7 @@ IEEE TIP 21(5), 2012, doi:10.1109/TIP.2011.2181402).
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfalign.ops import geometry, resample, spectral
@@ -88,27 +89,22 @@ def overlap_sums(grids):
 
 
 def _box_sums(fixed, moving, grids):
-    """All sums but the product where every pixel is valid: the overlap is a box, summed axis by axis.
-
-    In float64: a GPU would round the factors of a float32 matrix product to ten bits.
-    """
-    fixed_sums, moving_sums = (_with_squares(tf.cast(side, tf.float64)) for side in (fixed, moving))
-    count = tf.ones(tf.concat([[1, 1], grids.shape], axis=0), tf.float64)
+    """All sums but the product where every pixel is valid: the overlap is a box, summed axis by axis."""
+    fixed_sums, moving_sums = _with_squares(fixed), _with_squares(moving)
+    count = tf.ones([1] * fixed.shape.rank, tf.float64)
     axes = enumerate(zip(grids.shape, grids.moving_shape, grids.max_shift), start=2)
-    is_whole = _always_meets_all(grids)
     # The last axis first: there one product serves all rows.
     for axis, (size, moving_size, bound) in reversed(list(axes)):
-        shift = tf.range(-bound, bound + 1)[:, tf.newaxis]
-        counterpart = tf.range(size) + geometry.center_offset(size, moving_size) + shift
-        met_by_fixed = tf.cast((counterpart >= 0) & (counterpart < moving_size), tf.float64)
-        inside = tf.range(size + 2 * bound) - bound - shift
-        met_by_moving = tf.cast((inside >= 0) & (inside < size), tf.float64)
-        if is_whole:
-            fixed_sums = tf.reduce_sum(fixed_sums, axis, keepdims=True)
-        else:
-            fixed_sums = _along(fixed_sums, met_by_fixed, axis)
-        moving_sums = _along(moving_sums, met_by_moving, axis)
-        count = _along(count, met_by_fixed, axis)
+        is_known = isinstance(size, int) and isinstance(moving_size, int)
+        larger, smaller = (np.maximum, np.minimum) if is_known else (tf.maximum, tf.minimum)
+        shift = np.arange(-bound, bound + 1, dtype=np.int32)
+        first = shift + geometry.center_offset(size, moving_size)  # the counterpart of the first fixed pixel
+        begin, end = (smaller(larger(one, 0), size) for one in (-first, moving_size - first))
+        count *= tf.reshape(
+            tf.cast(larger(end - begin, 0), count.dtype), [-1 if one == axis else 1 for one in range(fixed.shape.rank)]
+        )
+        fixed_sums = _interval_sums(fixed_sums, begin, end, axis)
+        moving_sums = _interval_sums(moving_sums, shift + bound, shift + bound + size, axis)
     every = tf.zeros_like(moving_sums)
     count, fixed_sums = count + every[:, :1], fixed_sums + every
     channels = fixed.shape[1]
@@ -117,19 +113,33 @@ def _box_sums(fixed, moving, grids):
     return [tf.cast(part, fixed.dtype) for part in found]
 
 
-def _always_meets_all(grids):
-    """Whether each shift has a counterpart for every fixed pixel, as with labels of a margin; False if unsure."""
-    for size, moving_size, bound in zip(grids.shape, grids.moving_shape, grids.max_shift):
-        if not (isinstance(size, int) and isinstance(moving_size, int)):
-            return False
-        first = geometry.center_offset(size, moving_size) - bound
-        if first < 0 or first + 2 * bound + size > moving_size:
-            return False
-    return True
+def _interval_sums(values, begin, end, axis):
+    """Sums over `[begin, end)` of one axis, an interval for each shift: that axis becomes the shifts, float64.
+
+    One shift only, where all have the same interval. `begin` and `end` may be tensors.
+    """
+    if tf.is_tensor(begin) or tf.is_tensor(end):
+        at = tf.range(tf.shape(values)[axis])
+        return _along(values, (at >= begin[:, np.newaxis]) & (at < end[:, np.newaxis]), axis)
+    # What all intervals share is summed once.
+    first, last = begin.max(), max(end.min(), begin.max())
+    at = np.concatenate([np.arange(begin.min(), first), np.arange(last, end.max())])
+    before = (slice(None),) * axis
+    shared = tf.cast(tf.reduce_sum(values[(*before, slice(first, last))], axis, keepdims=True), tf.float64)
+    if not len(at):
+        return shared
+    shared = tf.minimum(shared, values.dtype.max)  # an infinite sum would be no number where it is left out
+    edges = tf.concat([values[(*before, slice(begin.min(), first))], values[(*before, slice(last, end.max()))]], axis)
+    inside = (at >= begin[:, np.newaxis]) & (at < end[:, np.newaxis])
+    return shared + _along(edges, inside, axis)
 
 
 def _along(values, indicator, axis):
-    """Sums over one axis with each row of `indicator` `(shifts, size)`: that axis becomes the shifts."""
+    """Sums over one axis with each row of `indicator` `(shifts, size)`: that axis becomes the shifts.
+
+    In float64: a GPU would round the factors of a float32 matrix product to ten bits.
+    """
+    values, indicator = tf.cast(values, tf.float64), tf.cast(indicator, tf.float64)
     sizes = [-1, *(size or tf.shape(values)[one] for one, size in enumerate(values.shape[1:], start=1))]
     if axis == values.shape.rank - 1:
         summed = tf.linalg.matmul(tf.reshape(values, [-1, sizes[axis]]), indicator, transpose_b=True)
@@ -169,7 +179,8 @@ def exact_counts(counts, *masks):
 
 def _with_squares(values):
     """`(batch, channels + 1, *spatial)`: the values, and their squares summed over the channels."""
-    return tf.concat([values, over_channels(tf.square(values))], axis=1)
+    squares = tf.minimum(over_channels(tf.square(values)), values.dtype.max)
+    return tf.concat([values, squares], axis=1)
 
 
 def _centered(values, mask):
