@@ -35,7 +35,7 @@ test-browser: $(VENV)/.develop
 # Of the benchmarks only what tells whether the loss does the same here: they are run on the newest TensorFlow.
 # Trained models go from one environment to the other and back, so both are made.
 OLDER = $(ADDONS)/bin/python -m pytest -n 2 -m "not slow and not browser" \
-	--ignore tests/benchmarks/test_quality.py --ignore tests/benchmarks/test_registration.py
+	$(addprefix --ignore tests/benchmarks/test_,quality.py registration.py speed.py)
 test-addons: $(ADDONS)/.develop $(VENV)/.package
 	for part in $(PARTS); do $(OLDER) $$part || exit 1; done
 
