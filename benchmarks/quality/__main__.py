@@ -36,6 +36,8 @@ def wanted(task, cell, arm):
         return set(cell.loss) <= set(inspect.signature(tfalign.ShiftInvariantLoss).parameters)
     if arm == "bare":
         return cell.name != "M10"
+    if arm == "reordered":
+        return cell.name == "M10"
     if arm in {"twins", "joint"}:
         return cell.elastic is not None or cell.name == "M0"
     if cell.elastic and arm not in {"tfalign", "bare"}:

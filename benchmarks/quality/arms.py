@@ -25,6 +25,7 @@ class Arm(NamedTuple):
     uses_tfalign: bool = False
     version: int = 1
     around: Callable[[keras.Model], keras.Model] | None = None  # the model that trains a predictor
+    order: int = 0  # added to the seed of the order of the patches
 
 
 def _center(labels, margin):
@@ -239,6 +240,7 @@ ARMS = {
         Arm("oracle", "oracle: aligned labels", oracle),
         Arm("tfalign", "tfalign", ours, uses_tfalign=True),
         Arm("bare", "tfalign, no options", bare, uses_tfalign=True),
+        Arm("reordered", "oracle, patches in another order", oracle, order=1000),
         Arm("soft", "tfalign, soft choice", soft, uses_tfalign=True),
         Arm("anchors", "tfalign, 1 % anchors", anchors, uses_tfalign=True),
         Arm(

@@ -109,7 +109,7 @@ def do(run):
     watch = _Watch(task, cell.data_seed if cell.data_seed is not None else run.seed, loss)
     began = time.perf_counter()
     batch = cell.batch or task.batch
-    dataset = _dataset(data.inputs, labels, batch, cell, run.seed)
+    dataset = _dataset(data.inputs, labels, batch, cell, run.seed + ARMS[run.arm].order)
     model.fit(dataset, steps_per_epoch=task.steps, callbacks=[watch], shuffle=False, verbose=0)
     record = {
         "key": key(run),

@@ -84,7 +84,9 @@ def _verdict(row):
         return "yes" if row["no_gap"] or min(row["gap_recovered"]) >= -0.02 else "no"
     if row["arm"] == "anchors":
         return "yes" if np.median(row["gap_recovered"]) >= 0.95 else "no"
-    if row["arm"] not in {"tfalign", "bare", "twins"} or (row["arm"] == "tfalign" and CELLS[row["cell"]].elastic):
+    if row["arm"] not in {"tfalign", "bare", "twins", "reordered"} or (
+        row["arm"] == "tfalign" and CELLS[row["cell"]].elastic
+    ):
         return ""
     if "minus_plain" in row:
         difference = np.array(row["minus_plain"])
