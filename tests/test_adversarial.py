@@ -75,6 +75,13 @@ def generated(count, *, size=SIZE, seed=0, whole=False):
     return tuple(np.float32(np.clip(sides, -largest, largest)) for sides in (labels, predictions))
 
 
+def halves(count, precision=np.float16):
+    """The same in another precision, predictions within half precision; labels beyond it are infinite there."""
+    labels, predictions = generated(count)
+    with np.errstate(over="ignore"):
+        return labels.astype(precision), np.clip(predictions, -6e4, 6e4).astype(precision)
+
+
 def check(*batches, mode, **options):
     """A step of the loss on each `(labels, predictions)`: what it gives is finite."""
     loss_object = tfalign.ShiftInvariantLoss(label_extras=("mask",), reduction="none", warmup_steps=0, **options)
@@ -123,6 +130,23 @@ def test_every_measure_on_ten_thousand(measure, mode, assignment, dtype):
     check(*(generated(2000, seed=seed, whole=seed == 4) for seed in range(5)), mode=mode, **options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
+@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_on_few_pixels(measure, mode, assignment, size):
+    check(generated(300, size=size), mode=mode, similarity=measure, max_shift=1, assignment=assignment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assignment", ["hard", "soft"])
+@pytest.mark.parametrize("mode", ["eager", "xla"])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_in_half_precision(measure, mode, assignment):
+    check(halves(1000), mode=mode, similarity=measure, max_shift=MARGIN, assignment=assignment)
+
+
 OPTIONS = [{}, {"subpixel": True}, {"moving": "prediction"}, {"max_rotation": 5.0}, {"assignment": "soft"}]
 
 
@@ -135,10 +159,7 @@ def test_patches_of_a_few_pixels(size, options):
 @pytest.mark.parametrize("options", [{"subpixel": True}, {"max_rotation": 5.0, "max_scale": 0.1}, {"fill": "median"}])
 @pytest.mark.parametrize("precision", [np.float16, np.float64])
 def test_other_precisions(options, precision):
-    labels, predictions = generated(100)
-    with np.errstate(over="ignore"):
-        predictions = np.clip(predictions, -6e4, 6e4).astype(precision)
-        check((labels.astype(precision), predictions), mode="eager", max_shift=MARGIN, **options)
+    check(halves(100, precision), mode="eager", max_shift=MARGIN, **options)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
