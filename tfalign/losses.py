@@ -15,7 +15,7 @@ from tfalign.ops import geometry, replicas
 _WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned; it then rises to 1
 
 
-@_keras.without_autograph
+@tf.autograph.experimental.do_not_convert
 def shift_invariant_loss(
     y_true,
     y_pred,

@@ -1,8 +1,6 @@
 """`python -m benchmarks.speed.growth`: how the time of a registration grows with pixels, shifts and levels."""
 
 import os
-import statistics
-import time
 from pathlib import Path
 from typing import Annotated
 from unittest import mock
@@ -14,6 +12,7 @@ import typer
 from rich.console import Console
 
 import tfalign
+from benchmarks.speed.timing import interleaved
 from tfalign.jobs import files
 from tfalign.ops import registration
 from tfalign.ops.similarity import information
@@ -39,13 +38,7 @@ def milliseconds(size, bound, similarity, repeats):
     def register(fixed, moving):
         return tfalign.register(fixed, moving, max_shift=bound, similarity=similarity, subpixel=False).translation
 
-    times = []
-    for turn in range(repeats + 2):
-        began = time.perf_counter()
-        register(*pair).numpy()
-        if turn >= 2:
-            times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
+    return interleaved({"it": lambda: register(*pair).numpy()}, repeats)["it"]
 
 
 def power(values, times):

@@ -15,6 +15,8 @@ from benchmarks.speed.timing import interleaved
 from tfalign.ops.similarity import information
 from tfalign.ops.similarity.sums import Grids
 
+HISTOGRAMS = ("np.histogram2d", "np.bincount")
+
 
 class Pairs(NamedTuple):
     """Smooth noise, band-limited to structures of some six pixels, and the same moved by whole pixels."""
@@ -163,8 +165,8 @@ def mutual_information(*, count, size, bound, repeats):
     found, truth = by_tfalign(*sides).numpy(), by_shift(counted)
     within = np.isfinite(found)
     times = interleaved({"tfalign": lambda: by_tfalign(*sides).numpy()}, repeats)
-    direct = {"np.histogram2d": histogram, "np.bincount": counted}
-    times |= interleaved({name: lambda way=way: by_shift(way) for name, way in direct.items()}, 1, warm_up=0)
+    direct = {name: lambda way=way: by_shift(way) for name, way in zip(HISTOGRAMS, (histogram, counted))}
+    times |= interleaved(direct, 1, warm_up=0)
     return times, float(np.max(np.abs(found - truth)[within]))
 
 
