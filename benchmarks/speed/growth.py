@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import tfalign
-from benchmarks.speed.timing import interleaved
+from benchmarks.speed.timing import interleaved, processor
 from tfalign.jobs import files
 from tfalign.ops import registration
 from tfalign.ops.similarity import information
@@ -28,8 +28,8 @@ LEVELS = (4, 8, 12, 16, 24)
 _SIZE, _BOUND = 128, 8
 
 
-def milliseconds(size, bound, similarity, repeats):
-    """Of one pair; sizes are unknown to the graph, so that the levels of histograms do not depend on them."""
+def registration_of_one_pair(size, bound, similarity):
+    """A function to time, traced. Sizes are unknown to its graph, so that levels of histograms do not follow them."""
     rng = np.random.default_rng(0)
     pair = [tf.constant(rng.standard_normal((1, size, size, 1)), tf.float32) for _ in range(2)]
     spec = tf.TensorSpec([1, None, None, 1], tf.float32)
@@ -38,7 +38,13 @@ def milliseconds(size, bound, similarity, repeats):
     def register(fixed, moving):
         return tfalign.register(fixed, moving, max_shift=bound, similarity=similarity, subpixel=False).translation
 
-    return interleaved({"it": lambda: register(*pair).numpy()}, repeats)["it"]
+    register(*pair)
+    return lambda: register(*pair).numpy()
+
+
+def milliseconds(functions, repeats):
+    """Of each, in turns: what slows the machine for a while then falls on all points of a curve."""
+    return list(interleaved(dict(enumerate(functions)), repeats).values())
 
 
 def power(values, times):
@@ -64,23 +70,25 @@ def _draw(studies):
     figure.savefig(RESULTS / "growth.png", dpi=110)
 
 
-def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their median counts.")] = 7):
+def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their median counts.")] = 15):
     """Times all points and writes benchmarks/results/speed/growth.*."""
     studies = {"pixels": {}, "shifts (mae)": {}, "pairs of levels (mi)": {}}
     for similarity in registration.SIMILARITIES:
-        times = [milliseconds(size, _BOUND, similarity, repeats) for size in SIZES]
+        times = milliseconds([registration_of_one_pair(size, _BOUND, similarity) for size in SIZES], repeats)
         studies["pixels"][similarity] = [[size**2 for size in SIZES], times]
-    times = [milliseconds(_SIZE, bound, "mae", repeats) for bound in BOUNDS]
+    times = milliseconds([registration_of_one_pair(_SIZE, bound, "mae") for bound in BOUNDS], repeats)
     studies["shifts (mae)"]["mae"] = [[(2 * bound + 1) ** 2 for bound in BOUNDS], times]
-    times = []
+    functions = []
     for levels in LEVELS:
         with mock.patch.object(information, "level_count", lambda grids, levels=levels: levels):
-            times.append(milliseconds(_SIZE, _BOUND, "mi", repeats))
+            functions.append(registration_of_one_pair(_SIZE, _BOUND, "mi"))
+    times = milliseconds(functions, repeats)
     studies["pairs of levels (mi)"]["mi"] = [[levels**2 for levels in LEVELS], times]
 
     _draw(studies)
     command = "python -m benchmarks.speed.growth"
-    lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in files.versions().items()), ""]
+    versions = {**files.versions(), "processor": processor(), "repeats": repeats}
+    lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in versions.items()), ""]
     lines += [
         f"Milliseconds of one pair; {_SIZE}x{_SIZE} and +-{_BOUND} px where these do not vary. The exponent is that of "
         "the larger half.",
@@ -92,7 +100,7 @@ def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their me
         for name, (at, times) in series.items():
             lines.append(f"| {name} | {' | '.join(f'{one:.1f}' for one in times)} | {power(at, times):.2f} |")
         lines.append("")
-    files.write_json(RESULTS / "growth.json", {"command": command, "versions": files.versions(), "studies": studies})
+    files.write_json(RESULTS / "growth.json", {"command": command, "versions": versions, "studies": studies})
     files.write_text(RESULTS / "growth.md", "\n".join(lines))
     Console().print("\n".join(lines), highlight=False, soft_wrap=True)
 

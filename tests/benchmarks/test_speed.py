@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import peers, steps
+from benchmarks.speed import forms, peers, steps
 
 NEVER_WHERE_CONTENT_LEAVES = {"skimage phase", "cv2.phaseCorrelate"}  # they take the sides for periodic ones
 
@@ -44,3 +45,23 @@ def test_rows_say_whether_targets_are_met():
     assert "ratio 0.03 (target 1.00: met)" in text  # a peer that is wrong does not count
     assert "40 times faster than skimage's masked NCC (target 50: missed)" in text
     assert "| peer | 1.0 | 50 % |" in text
+
+
+@pytest.mark.parametrize("name", list(forms.FORMS))
+def test_all_forms_give_the_correlations_of_the_window(name):
+    pairs = peers.Pairs.made(3, (28, 28), 2)
+    truth = [
+        [[np.sum(a * b[y : y + 24, x : x + 24]) for x in range(5)] for y in range(5)]
+        for a, b in zip(pairs.inner, pairs.moving)
+    ]
+    found = forms.FORMS[name](tf.constant(pairs.inner), tf.constant(pairs.moving), 2)
+    np.testing.assert_allclose(found, truth, atol=1e-5 * np.max(np.abs(truth)))
+
+
+def test_coarse_to_fine_is_right_where_it_is_easy_and_not_where_nothing_fits():
+    shares = forms.agreement(count=60, size=32, bound=8)
+    assert shares["smooth noise"] == {2: 1.0, 4: 1.0}
+    assert max(shares["tissue, label of another place"].values()) < 0.9
+    text = "\n".join(forms.markdown({"pairs": {"FFTs (used)": 2.0, "another": 3.0}}, shares))
+    assert "| another | 3.00 | 1.50 |" in text
+    assert "| smooth noise | 100.00 % | 100.00 % |" in text
