@@ -366,7 +366,7 @@ def test_equations_are_those_of_finite_differences(rng):
     transform = bounds.transform(tf.constant(at))
     velocities = tf.linalg.matmul(geometry.invert(transform)[:, None, :-1, :-1], bounds.rates(tf.constant(at)))
     squares = refine.VIEWS["mse"](seen.fixed, moved, weight)
-    normal, _ = refine._equations(squares, moved, weight, velocities)
+    normal, _ = refine._equations(squares, moved, weight, velocities, seen)
     expected = columns.T @ columns
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     np.testing.assert_allclose(normal[0] / scale, expected / scale, atol=0.04)

@@ -139,7 +139,7 @@ class Labels(NamedTuple):
             return resample.sample(self.values, coordinates, interpolation=interpolation)[0], mask
         holes = tf.reduce_any(self.valid <= 0.0)
         filled = tf.cond(holes, lambda: spline.fill_holes(self.values, self.valid), lambda: self.values)
-        values = resample.sample_splines(spline.coefficients(filled), coordinates)
+        values = resample.sample_splines(spline.side_by_side(spline.coefficients(filled)), coordinates)
         # Splines overshoot at edges.
         axes = list(range(1, filled.shape.rank - 1))
         lowest, highest = (bound(filled, axis=axes, keepdims=True) for bound in (tf.reduce_min, tf.reduce_max))

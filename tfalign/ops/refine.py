@@ -10,17 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfalign.ops import evidence, geometry, resample, spline
+from tfalign.ops import evidence, geometry, resample, spectral, spline
 from tfalign.ops.similarity import parzen
 
-_STEPS = 20  # at most, at each level
+_STEPS = 8  # at most, at each level
 _WIDE = (1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 3.0, 2.0, 1.0)  # blurs, so that steps see farther
 # Between pixels a spline averages noise away, which would make fractions look better than whole pixels: what it takes
 # is taken from all of them.
 _FINE = (1.0, 2.0, 1.0)
 _SHORTER = 0.3  # a step that does not gain is tried again, so much shorter
 _DAMPING = 1e-4  # of the normal equations' diagonal
-_STILL, _SETTLED = 0.005, 0.1  # px, of the pixel that the next step would move farthest: stop there; call it found
+# px, of the pixel that the next step would move farthest: stop there, and on blurred grids; call it found.
+_STILL, _NEAR, _SETTLED = 0.005, 0.1, 0.1
 _DIFFERENCE = 2e-3  # of a parameter: px, radians, logarithm
 
 
@@ -83,36 +84,46 @@ class Bounds(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A pair of grids, ready to be compared under any transform."""
+    """A pair of grids, ready to be compared under any transform at the pixels that are kept of the fixed one."""
 
-    fixed: tf.Tensor  # (batch, *spatial, channels)
-    moving: tf.Tensor  # values, or the weights of their splines; without holes
-    fixed_mask: tf.Tensor  # (batch, *spatial, 1)
-    moving_mask: tf.Tensor
+    grid: tf.Tensor  # (*kept, d), their centred coordinates
+    fixed: tf.Tensor  # (batch, *kept, channels)
+    moving: tf.Tensor  # (batch, *spatial, channels) values, or the weights that their splines read; without holes
+    fixed_mask: tf.Tensor  # (batch, *kept, 1)
+    moving_mask: tf.Tensor  # (batch, *spatial, 1)
+    stride: int  # px from one that is kept to the next
     is_spline: bool
 
     @classmethod
     def fine(cls, fixed, moving, fixed_mask, moving_mask):
         """The grids hardly smoothed, read by cubic splines."""
         smooth = spline.fill_holes(spline.local_mean(moving, moving_mask, _FINE), moving_mask)
+        grid = geometry.centered_grid(geometry.spatial_shape(fixed), fixed.dtype)
         fixed = spline.local_mean(fixed, fixed_mask, _FINE)
-        return cls(fixed, spline.coefficients(smooth), fixed_mask, moving_mask, is_spline=True)
+        weights = spline.side_by_side(spline.coefficients(smooth))
+        return cls(grid, fixed, weights, fixed_mask, moving_mask, stride=1, is_spline=True)
 
     @classmethod
     def blurred(cls, fixed, moving, fixed_mask, moving_mask):
-        """Both sides blurred, read linearly."""
+        """Both sides blurred, so that every other pixel says as much, and read linearly."""
+        every_other = (slice(None, None, 2),) * (fixed.shape.rank - 2)
+        grid = geometry.centered_grid(geometry.spatial_shape(fixed), fixed.dtype)[every_other]
         moving = spline.local_mean(moving, moving_mask, _WIDE)
-        fixed = spline.local_mean(fixed, fixed_mask, _WIDE)
-        return cls(fixed, moving, fixed_mask, moving_mask, is_spline=False)
+        fixed, fixed_mask = (
+            one[(slice(None), *every_other)] for one in (spline.local_mean(fixed, fixed_mask, _WIDE), fixed_mask)
+        )
+        return cls(grid, fixed, moving, fixed_mask, moving_mask, stride=2, is_spline=False)
 
     def moved(self, transform):
-        """The moving values on the fixed grid, and the weight of each pixel of both."""
-        coordinates = geometry.transformed_grid(transform, geometry.spatial_shape(self.fixed))
-        mask, inside = resample.sample(self.moving_mask, coordinates, interpolation="linear")
+        """The moving values at the pixels that are kept, and the weight of each pixel of both."""
+        rank = transform.shape[-1] - 1
+        points = geometry.apply_to_points(transform, tf.reshape(self.grid, [1, -1, rank]))
+        coordinates = tf.reshape(points, [-1, *geometry.spatial_shape(self.fixed), rank])
+        mask, inside = resample.sample(self.moving_mask, coordinates, interpolation="linear", finite=True)
         if self.is_spline:
             values = resample.sample_splines(self.moving, coordinates)
         else:
-            values, _ = resample.sample(self.moving, coordinates, interpolation="linear")
+            values, _ = resample.sample(self.moving, coordinates, interpolation="linear", finite=True)
         return values, self.fixed_mask * mask * inside[..., tf.newaxis]
 
 
@@ -261,10 +272,10 @@ def refined(fixed, moving, masks, start, plain, *, bounds, similarity, least, te
         return at
 
     coarse = judged(Level.blurred(fixed, moving, *masks))
-    rough = _climbed(coarse, start[tf.newaxis], bounds, fixed)
+    rough = _climbed(coarse, start[tf.newaxis], bounds, fixed, _NEAR)
     level = Level.fine(fixed, moving, *masks)
     fine = judged(level)
-    done = _climbed(fine, tf.stack([plain, start, rough.parameters]), bounds, fixed)
+    done = _climbed(fine, tf.stack([plain, start, rough.parameters]), bounds, fixed, _STILL)
     moved, weight = level.moved(bounds.transform(done.parameters))
     # Of another kind of picture only what the levels do not foretell is a residual.
     told = parzen.foretold(level.fixed, moved, weight) if view is _by_information else level.fixed
@@ -286,8 +297,11 @@ def _trial(now, bounds):
     return bounds.clipped(now.parameters + now.share[:, tf.newaxis] * now.step)
 
 
-def _climbed(judged, known, bounds, fixed):
-    """Takes the best of `known` `(count, batch, number)`, then steps: full ones from a new best, else shorter ones."""
+def _climbed(judged, known, bounds, fixed, still):
+    """Takes the best of `known` `(count, batch, number)`, then steps: full ones from a new best, else shorter ones.
+
+    Until no pixel would move by more than `still`, or for eight steps.
+    """
     count = known.shape[0]
 
     def body(number, now):
@@ -308,7 +322,7 @@ def _climbed(judged, known, bounds, fixed):
     first = Climb(known[0], nothing - np.inf, nothing, tf.zeros_like(known[0]), nothing + 1.0)
 
     def is_on_the_way(number, now):
-        return (number < count) | tf.reduce_any(_farthest(now, bounds, fixed) > _STILL)
+        return (number < count) | tf.reduce_any(_farthest(now, bounds, fixed) > still)
 
     return tf.while_loop(is_on_the_way, body, (tf.constant(0), first), maximum_iterations=count + _STEPS)[1]
 
@@ -319,8 +333,8 @@ def _judged(level, parameters, view, bounds, least, textured, pool):
     moved, weight = level.moved(transform)
     seen = view(level.fixed, moved, weight)
     velocities = tf.linalg.matmul(geometry.invert(transform)[:, tf.newaxis, :-1, :-1], bounds.rates(parameters))
-    normal, right = _equations(seen, moved, weight, velocities)
-    count = _scalar(_total(weight))
+    normal, right = _equations(seen, moved, weight, velocities, level)
+    count = _scalar(_total(weight)) * float(level.stride ** len(bounds.max_shift))  # pixels, those not kept too
     nats = tf.where(tf.math.is_finite(seen.nats) & (count >= least), seen.nats, -np.inf)
     if pool == "batch":
         row = textured[:, tf.newaxis]
@@ -337,53 +351,58 @@ def _shared(values):
     return tf.zeros_like(values) + tf.reduce_sum(values, axis=0)
 
 
-def _equations(seen, moved, weight, velocities):
-    """Normal equations `(batch, number, number)` and right sides `(batch, number)` of a step."""
+def _equations(seen, moved, weight, velocities, level):
+    """Normal equations `(batch, number, number)` and right sides `(batch, number)` of a step.
+
+    Only of the pixels that have neighbours on all sides: a slope over the border of what is there would be none.
+    """
     rank = moved.shape.rank - 2
-    grid = geometry.centered_grid(geometry.spatial_shape(moved), moved.dtype)
-    points = tf.concat([grid, tf.ones_like(grid[..., :1])], axis=-1)
-    points = tf.reshape(points, [1, 1, -1, rank + 1])
+    values, valid = spectral.channels_first(moved), spectral.channels_first(weight) > 0.0
+    inner = tf.ones([], tf.bool)
     changes = tf.zeros([], moved.dtype)
-    inner = tf.ones_like(weight)
+    points = tf.concat([level.grid, tf.ones_like(level.grid[..., :1])], axis=-1)[(slice(1, -1),) * rank]
+    points = tf.reshape(points, [1, 1, -1, rank + 1])
     for axis in range(rank):
-        before, after = (_beside(moved, axis + 1, step) for step in (-1, 1))
-        # A slope over the border of what is there would be none.
-        for step in (-1, 1):
-            inner *= tf.cast(_beside(weight, axis + 1, step) > 0.0, weight.dtype) * _is_inside(weight, axis + 1, step)
-        slope = _flat(0.5 * (after - before))
-        speed = tf.linalg.matmul(points, velocities[:, :, axis, :, tf.newaxis])[..., 0]
-        changes += slope[..., tf.newaxis] * tf.transpose(speed, [0, 2, 1])[:, :, tf.newaxis]
-    kept, pull = _flat(seen.weight * inner)[..., tf.newaxis], _flat(seen.pull * inner)[..., tf.newaxis]
+        after, before = (_beside(values, axis, step) for step in (1, -1))
+        for step in (1, -1):
+            inner &= _beside(valid, axis, step)
+        slope = _rows((after - before) * (0.5 / level.stride))
+        # (batch, number, 1, pixels)
+        speed = tf.linalg.matmul(velocities[:, :, axis, tf.newaxis], points, transpose_b=True)
+        changes += slope[:, tf.newaxis] * speed
+    inner = tf.cast(inner, moved.dtype)
+    kept, pull = (_rows(_inside(one) * inner)[:, tf.newaxis] for one in (seen.weight, seen.pull))
     if seen.common is not None:
-        changes = _without_mean(changes, kept)
-        common = _flat(seen.common)[..., tf.newaxis]
-        along = tf.reduce_sum(kept * common * changes, axis=[1, 2], keepdims=True)
-        changes -= common * tf.math.divide_no_nan(
-            along, tf.reduce_sum(kept * tf.square(common), axis=[1, 2], keepdims=True)
+        common = _rows(_inside(seen.common))[:, tf.newaxis]
+        changes -= tf.math.divide_no_nan(
+            tf.reduce_sum(changes * kept, axis=-1, keepdims=True), tf.reduce_sum(kept, axis=-1, keepdims=True)
         )
-    number = changes.shape[-1]
-    rows = tf.reshape(changes, [tf.shape(changes)[0], -1, number])
-    weighted = tf.reshape(changes * kept, tf.shape(rows))
-    return tf.linalg.matmul(weighted, rows, transpose_a=True), tf.reduce_sum(changes * pull, axis=[1, 2])
+        weighted = kept * common
+        along = tf.reduce_sum(weighted * changes, axis=[2, 3], keepdims=True)
+        changes -= common * tf.math.divide_no_nan(along, tf.reduce_sum(weighted * common, axis=[2, 3], keepdims=True))
+    shape = tf.shape(changes)
+    rows, weighted = (
+        tf.reshape(one, [shape[0], changes.shape[1], shape[2] * shape[3]]) for one in (changes, changes * kept)
+    )
+    return tf.linalg.matmul(weighted, rows, transpose_b=True), tf.reduce_sum(changes * pull, axis=[2, 3])
 
 
-def _flat(values):
-    """`(batch, pixels, channels)`."""
-    return tf.reshape(values, [tf.shape(values)[0], -1, values.shape[-1]])
+def _inside(values):
+    """`(batch, channels, *kept)` without the outermost pixels, of `(batch, *kept, channels)`."""
+    return spectral.channels_first(values)[(..., *(slice(1, -1),) * (values.shape.rank - 2))]
 
 
 def _beside(values, axis, step):
-    """The value one pixel further on `axis`; at the border its own."""
-    size = tf.shape(values)[axis]
-    return tf.gather(values, tf.clip_by_value(tf.range(size) + step, 0, size - 1), axis=axis)
+    """What lies one pixel further on `axis` of the pixels that `_inside` keeps, of values with channels first."""
+    moved = [slice(1, -1)] * (values.shape.rank - 2)
+    moved[axis] = slice(2, None) if step > 0 else slice(None, -2)
+    return values[(..., *moved)]
 
 
-def _is_inside(values, axis, step):
-    """Whether there is a pixel one further on `axis`, shaped to broadcast."""
-    size = tf.shape(values)[axis]
-    at = tf.range(size) + step
-    shape = [-1 if one == axis else 1 for one in range(values.shape.rank)]
-    return tf.reshape(tf.cast((at >= 0) & (at < size), values.dtype), shape)
+def _rows(values):
+    """`(batch, channels, pixels)` of values with channels first."""
+    shape = tf.shape(values)
+    return tf.reshape(values, [shape[0], values.shape[1], tf.reduce_prod(shape[2:])])
 
 
 def _solved(normal, right):

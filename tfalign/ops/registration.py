@@ -186,7 +186,7 @@ def _registered(fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, s
     if tried > 1:
         linear = start.best_linear(fixed, moving, masks, min_overlap=options["min_overlap"], **common)
         turn = bounds.transform(linear)
-        turned = resample.sample_masked(filled, moving_mask, turn, window)
+        turned = resample.sample_masked(filled, moving_mask, turn, window, interpolation="linear")  # only a start
         on_start, _ = shifts.best_shift(fixed, turned[0], fixed_mask, turned[1], subpixel=True, **given)
         # T u = A (u + s)
         begin = linear + bounds.of_translation(tf.linalg.matvec(turn[:, :-1, :-1], on_start.translation))

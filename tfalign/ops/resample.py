@@ -128,8 +128,10 @@ def _checked_sizes(output_shape, rank):
     return [size if tf.is_tensor(size) else _checks.whole_number("output_shape", size, at_least=1) for size in sizes]
 
 
-def sample(values, coordinates, *, interpolation):
+def sample(values, coordinates, *, interpolation, finite=False):
     """Reads `values` `(batch, *spatial, channels)` at centred `coordinates` `(batch or 1, *output, d)`.
+
+    It is faster where the caller knows that they are `finite`.
 
     Returns:
         `(samples, mask)`, unfilled: outside the grid the samples are those of the nearest border, where a coordinate
@@ -139,7 +141,7 @@ def sample(values, coordinates, *, interpolation):
     if interpolation == "nearest":
         return gather_pixels(values, [tf.cast(tf.floor(at + 0.5), tf.int32) for at in index]), mask
     if interpolation == "cubic":
-        return _cubic(values, index), mask
+        return _cubic(values, index, finite), mask
     taps = []
     for at in index:
         lower = tf.floor(at)
@@ -150,23 +152,24 @@ def sample(values, coordinates, *, interpolation):
         # A neighbour of weight 0 may be NaN: it must not reach the sum. A finite one must stay: the gradient needs it.
         return tf.where((weight > 0) | tf.math.is_finite(pixels), pixels, 0.0) * weight
 
-    return _weighted(values, taps, share), mask
+    return _weighted(values, taps, tf.multiply if finite else share), mask
 
 
-def sample_masked(filled, mask, transform, shape):
-    """Values without holes by cubic splines, and their weights, through a transform on a grid of sizes `shape`.
+def sample_masked(filled, mask, transform, shape, *, interpolation="cubic"):
+    """Values without holes, and their weights, through a transform on a grid of sizes `shape`.
 
     Args:
         filled: `(batch, *spatial, channels)` of `spline.fill_holes`.
-        mask: `(batch, *spatial, 1)` weights.
+        mask: `(batch, *spatial, 1)` weights, read by "linear".
         transform: `(batch, d+1, d+1)`.
+        interpolation: of the values, by default cubic splines.
 
     Returns:
         `(values, weights)`, `(batch, *shape, channels)` and `(batch, *shape, 1)`; 0 outside the grid.
     """
     grid = geometry.transformed_grid(transform, shape)
-    values, inside = sample(filled, grid, interpolation="cubic")
-    weight, _ = sample(mask, grid, interpolation="linear")
+    values, inside = sample(filled, grid, interpolation=interpolation, finite=True)
+    weight, _ = sample(mask, grid, interpolation="linear", finite=True)
     return values, weight * inside[..., tf.newaxis]
 
 
@@ -185,32 +188,39 @@ def _indices(values, coordinates):
     return index, tf.broadcast_to(mask, tf.concat([tf.shape(values)[:1], tf.shape(mask)[1:]], axis=0))
 
 
-def _cubic(values, index):
+def _cubic(values, index, finite):
     """Values of the interpolating cubic B-spline at fractional indices, exact where all of them are whole."""
     shape, dtype = geometry.spatial_shape(values), values.dtype
-    finite = tf.reduce_all(tf.math.is_finite(values), axis=-1, keepdims=True)
-    weights = spline.coefficients(spline.fill_holes(values, tf.cast(finite, dtype)))
-    total = _spline_sum(weights, index)
-    touched = finite
-    for axis, size in enumerate(shape, start=1):
-        beside = [tf.clip_by_value(tf.range(size) + step, 0, size - 1) for step in range(-1, 3)]
-        touched = tf.reduce_all(tf.stack([tf.gather(touched, at, axis=axis) for at in beside]), axis=0)
+    known = None if finite else tf.reduce_all(tf.math.is_finite(values), axis=-1, keepdims=True)
+    filled = values if finite else spline.fill_holes(values, tf.cast(known, dtype))
+    total = _spline_sum(spline.side_by_side(spline.coefficients(filled)), index)
     lower = [tf.floor(at) for at in index]
     whole = tf.reduce_all(tf.stack([at == low for at, low in zip(index, lower)]), axis=0)[..., tf.newaxis]
     at = [tf.cast(low, tf.int32) for low in lower]
-    exact = tf.where(whole, gather_pixels(values, at), tf.where(gather_pixels(touched, at), total, np.nan))
+    between = total
+    if not finite:
+        for axis, size in enumerate(shape, start=1):
+            beside = [tf.clip_by_value(tf.range(size) + step, 0, size - 1) for step in range(-1, 3)]
+            known = tf.reduce_all(tf.stack([tf.gather(known, one, axis=axis) for one in beside]), axis=0)
+        between = tf.where(gather_pixels(known, at), total, np.nan)
+    exact = tf.where(whole, gather_pixels(values, at), between)
     # Adds 0: the gradient stays that of the splines, also where the value is copied.
     return tf.stop_gradient(exact) + (total - tf.stop_gradient(total))
 
 
 def sample_splines(weights, coordinates):
-    """Reads the B-splines of `spline.coefficients` at centred `coordinates`, as `sample` does, without a mask."""
+    """Reads B-splines, whose weights lie side by side, at centred `coordinates`, as `sample` does, without a mask."""
     return _spline_sum(weights, _indices(weights, coordinates)[0])
 
 
 def _spline_sum(weights, index):
-    taps = [spline.taps(tf.cast(at, weights.dtype), size) for at, size in zip(index, geometry.spatial_shape(weights))]
-    return _weighted(weights, taps, tf.multiply)
+    """One gather for all that is read along the last axis."""
+    shape = geometry.spatial_shape(weights)
+    *across, along = (spline.taps(tf.cast(at, weights.dtype), size) for at, size in zip(index, shape))
+    whole = [(tf.cast(index[-1], tf.int32), None)]
+    rows = _weighted(weights, [*across, whole], lambda row, weight: row if weight is None else row * weight)
+    parts = tf.split(rows, len(along), axis=-1)
+    return tf.add_n([part * weight[..., tf.newaxis] for part, (_, weight) in zip(parts, along)])
 
 
 def _check_projective(moving, pull, interpolation):

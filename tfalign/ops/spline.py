@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfalign.ops import geometry
 
 _POLE = np.sqrt(3.0) - 2.0
+_TAPS = (-1, 0, 1, 2)  # px from the whole part of an index, where splines are read
 _REACH = 16  # px, after which the filter's answer is under 1e-9
 _BOX = (1.0,) * 9  # px, from which holes are filled
 
@@ -55,7 +56,14 @@ def taps(index, size):
         part**3 / 6.0,
     ]
     at = tf.cast(lower, tf.int32)
-    return [(mirrored(at + step, size), weight) for step, weight in zip(range(-1, 3), weights)]
+    return [(mirrored(at + step, size), weight) for step, weight in zip(_TAPS, weights)]
+
+
+def side_by_side(weights):
+    """`(batch, *spatial, 4 * channels)`: at each pixel the weights that are read from it along the last axis."""
+    axis, size = weights.shape.rank - 2, geometry.spatial_shape(weights)[-1]
+    steps = [mirrored(tf.range(size) + step, size) for step in _TAPS]
+    return tf.concat([tf.gather(weights, at, axis=axis) for at in steps], axis=-1)
 
 
 def fill_holes(values, mask):
@@ -69,6 +77,10 @@ def fill_holes(values, mask):
 
     Gradient: exact to the values that count.
     """
+    return tf.cond(tf.reduce_all(mask > 0.0), lambda: values, lambda: _filled(values, mask))
+
+
+def _filled(values, mask):
     axes = list(range(1, values.shape.rank - 1))
     known = tf.where(mask > 0.0, values, 0.0)
     everywhere = tf.math.divide_no_nan(

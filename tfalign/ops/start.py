@@ -80,7 +80,9 @@ def best_linear(fixed, moving, masks, *, bounds, similarity, min_overlap, textur
 
     def body(number, best, top):
         transform = bounds.transform(tf.gather(table, [number]))
-        values, inside = resample.sample(both, geometry.transformed_grid(transform, window), interpolation="linear")
+        values, inside = resample.sample(
+            both, geometry.transformed_grid(transform, window), interpolation="linear", finite=True
+        )
         mask = values[..., -1:] * inside[..., tf.newaxis]
         grids = Grids.windowed(fixed, values[..., :-1], fixed_mask, mask, max_shift)
         sums = overlap_sums(grids)
