@@ -348,12 +348,13 @@ def test_rates_are_those_of_the_transform(rng, rank):
     np.testing.assert_allclose(change[:, :-1], expected, atol=1e-8)
 
 
-def test_equations_are_those_of_finite_differences(rng):
+@pytest.mark.parametrize(("make", "size", "width"), [(refine.Level.fine, 40, 4.0), (refine.Level.blurred, 121, 16.0)])
+def test_equations_are_those_of_finite_differences(rng, make, size, width):
     """A step's normal equations from the slopes of the moved picture, against moving the picture itself."""
     bounds = refine.Bounds((3, 3), 10.0, 0.2, 10.0)
-    picture = tf.constant(field(rng, size=40, width=4.0)[None, ..., None])
+    picture = tf.constant(field(rng, size=size, width=width)[None, ..., None])
     ones = tf.ones_like(picture)
-    seen = refine.Level.fine(picture, picture, ones, ones)
+    seen = make(picture, picture, ones, ones)
     at = np.array([[0.4, -0.3, 0.05, 0.04, -0.03, 0.06]])
     moved, weight = seen.moved(bounds.transform(tf.constant(at)))
     inner = scipy.ndimage.binary_erosion(weight.numpy()[0, ..., 0] > 0)
@@ -370,6 +371,21 @@ def test_equations_are_those_of_finite_differences(rng):
     expected = columns.T @ columns
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     np.testing.assert_allclose(normal[0] / scale, expected / scale, atol=0.04)
+
+
+def test_blurred_grids_see_farther_than_a_line_is_wide(rng):
+    """Lines of a few pixels that a shear moves by 13 px at the corners."""
+    at = np.stack(np.mgrid[-200:200, -200:200])
+    lines = [
+        np.abs(at[0] * np.cos(angle) + at[1] * np.sin(angle) - offset) < 0.8
+        for angle, offset in zip(rng.uniform(0, np.pi, 40), rng.uniform(-180, 180, 40))
+    ]
+    picture = scipy.ndimage.gaussian_filter(np.any(lines, axis=0).astype(float), 0.7)
+    truth = geometry.make(tf.constant([[3.0, -2.0]]), shear=[[7.0]]).numpy()
+    fixed = read(picture, np.eye(3), (220, 220))[None, ..., None].astype(np.float32)
+    moving = read(picture, np.linalg.inv(truth[0]), (232, 232))[None, ..., None].astype(np.float32)
+    found = tfalign.register(fixed, moving, max_shift=6, max_shear=8)
+    assert displaced(found.transform, truth, (220, 220)) < 0.1
 
 
 def test_singular_equations_give_no_step_and_no_error(run):
