@@ -308,7 +308,8 @@ def _climbed(judged, known, bounds, fixed, still):
         is_known = number < count
         trial = tf.where(is_known, tf.gather(known, tf.minimum(number, count - 1)), _trial(now, bounds))
         nats, step = judged(trial)
-        gains = nats > now.nats
+        # A sample's end is its own, whatever the others of its batch still need.
+        gains = (nats > now.nats) & (is_known | (_farthest(now, bounds, fixed) > still))
         row = gains[:, tf.newaxis]
         return number + 1, Climb(
             parameters=tf.where(row, trial, now.parameters),
