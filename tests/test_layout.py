@@ -27,6 +27,7 @@ ORDER = [
     "tfalign.ops.similarity.phase",
     "tfalign.ops.similarity.information",
     "tfalign.ops.similarity.parzen",
+    "tfalign.ops.similarity.views",
     "tfalign.ops.similarity.measures",
     "tfalign.ops.peak",
     "tfalign.ops.evidence",

@@ -1,19 +1,14 @@
 """`python -m benchmarks.speed`: a training step with the loss against the base loss; registration against its peers."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import cv2
 import keras
 import typer
-from rich.console import Console
 
-from benchmarks.speed import peers, steps
-from benchmarks.speed.timing import processor
-from tfalign.jobs import files
+from benchmarks.speed import peers, results, steps
 
-RESULTS = Path(__file__).parent.parent / "results" / "speed"
 _SMALL = {"filters": 16, "depth": 3, "size": 64, "batch": 16}
 _REFERENCE = {"filters": 32, "depth": 4, "size": 128, "batch": 16}
 _PAIRS = ((32, (128, 128), 16), (8, (512, 512), 32), (64, (64, 64), 8), (4, (64, 64, 64), 6), (64, (4096,), 128))
@@ -109,14 +104,8 @@ def markdown(rows):
 def main(repeats: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 15):
     """Times the rows and writes benchmarks/results/speed."""
     rows = step_rows(repeats) + registration_rows(repeats)
-    machine = {**files.versions(), "processor": processor(), "opencv": cv2.__version__}
-    machine |= {"threads": "all", "repeats": repeats}
-    command = "python -m benchmarks.speed"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    files.write_json(RESULTS / "speed.json", {"command": command, "versions": machine, "rows": rows})
-    lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in machine.items()), "", *markdown(rows)]
-    files.write_text(RESULTS / "speed.md", "\n".join(lines))
-    Console().print("\n".join(lines), highlight=False, soft_wrap=True)
+    settings = {"opencv": cv2.__version__, "threads": "all", "repeats": repeats}
+    results.write("speed", "python -m benchmarks.speed", {"rows": rows}, markdown(rows), **settings)
 
 
 if __name__ == "__main__":

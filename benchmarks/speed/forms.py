@@ -11,13 +11,11 @@ import numpy as np
 import scipy.ndimage
 import tensorflow as tf
 import typer
-from rich.console import Console
 
 from benchmarks.quality.tasks import TASKS
-from benchmarks.speed.__main__ import RESULTS
+from benchmarks.speed import results
 from benchmarks.speed.peers import Pairs
-from benchmarks.speed.timing import interleaved, processor
-from tfalign.jobs import files
+from benchmarks.speed.timing import interleaved
 from tfalign.ops import spectral
 from tfalign.ops.similarity import moments
 from tfalign.ops.similarity.sums import Grids, overlap_sums
@@ -192,15 +190,9 @@ def main(repeats: Annotated[int, typer.Option(help="Rounds of each comparison.")
         if bound >= 2 * max(_FACTORS):
             timed[f"best NCC of {title}"] = times_of_pyramids(count, size, bound, repeats)
     shares = agreement()
+    found = {"milliseconds": timed, "agreement": shares}
     command = "python -m benchmarks.speed.forms"
-    versions = {**files.versions(), "processor": processor(), "threads": "all", "repeats": repeats}
-    lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in versions.items()), ""]
-    lines += markdown(timed, shares)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    record = {"command": command, "versions": versions, "milliseconds": timed, "agreement": shares}
-    files.write_json(RESULTS / "forms.json", record)
-    files.write_text(RESULTS / "forms.md", "\n".join(lines))
-    Console().print("\n".join(lines), highlight=False, soft_wrap=True)
+    results.write("forms", command, found, markdown(timed, shares), threads="all", repeats=repeats)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """`python -m benchmarks.speed.growth`: how the time of a registration grows with pixels, shifts and levels."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 from unittest import mock
 
@@ -9,11 +8,10 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 import typer
-from rich.console import Console
 
 import tfalign
-from benchmarks.speed.timing import interleaved, processor
-from tfalign.jobs import files
+from benchmarks.speed import results
+from benchmarks.speed.timing import interleaved
 from tfalign.ops import registration
 from tfalign.ops.similarity import information
 
@@ -21,7 +19,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.ticker import NullFormatter
 
-RESULTS = Path(__file__).parent.parent / "results" / "speed"
 SIZES = (64, 96, 128, 192, 256, 384, 512)
 BOUNDS = (2, 4, 8, 12, 16)
 LEVELS = (4, 8, 12, 16, 24)
@@ -66,8 +63,8 @@ def _draw(studies):
         axis.set(xlabel=study, ylabel="ms")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(fontsize=7)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / "growth.png", dpi=110)
+    results.FOLDER.mkdir(parents=True, exist_ok=True)
+    figure.savefig(results.FOLDER / "growth.png", dpi=110)
 
 
 def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their median counts.")] = 15):
@@ -86,10 +83,7 @@ def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their me
     studies["pairs of levels (mi)"]["mi"] = [[levels**2 for levels in LEVELS], times]
 
     _draw(studies)
-    command = "python -m benchmarks.speed.growth"
-    versions = {**files.versions(), "processor": processor(), "repeats": repeats}
-    lines = [f"`{command}`", "", ", ".join(f"{key} {value}" for key, value in versions.items()), ""]
-    lines += [
+    lines = [
         f"Milliseconds of one pair; {_SIZE}x{_SIZE} and +-{_BOUND} px where these do not vary. The exponent is that of "
         "the larger half.",
         "",
@@ -100,9 +94,7 @@ def main(repeats: Annotated[int, typer.Option(help="Runs of each point; their me
         for name, (at, times) in series.items():
             lines.append(f"| {name} | {' | '.join(f'{one:.1f}' for one in times)} | {power(at, times):.2f} |")
         lines.append("")
-    files.write_json(RESULTS / "growth.json", {"command": command, "versions": versions, "studies": studies})
-    files.write_text(RESULTS / "growth.md", "\n".join(lines))
-    Console().print("\n".join(lines), highlight=False, soft_wrap=True)
+    results.write("growth", "python -m benchmarks.speed.growth", {"studies": studies}, lines, repeats=repeats)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tfalign
 from tests import reference
 from tfalign.ops import geometry, refine, start
+from tfalign.ops.similarity import views
 
 SIMILARITIES = ["ncc", "cc", "phase", "mse", "mae", "cross_entropy", "overlap", "mi", "nmi", "joint_entropy"]
 
@@ -306,7 +307,7 @@ def test_the_pull_is_the_slope_of_the_nats(rng, name):
     """Up to a positive factor for each sample, and for ncc to what its gain and offset undo."""
     fixed = rng.standard_normal((2, 9, 8, 2))
     moved, weight = fixed + 0.5 * rng.standard_normal(fixed.shape), rng.random((2, 9, 8, 1))
-    view = refine.VIEWS[name]
+    view = views.VIEWS[name]
     moved = tf.constant(moved)
     with tf.GradientTape() as tape:
         tape.watch(moved)
@@ -333,7 +334,7 @@ def test_nats_follow_the_measure(rng, name, score):
     value = reference.score(*flat, score)
     expected = {"ncc": lambda: -0.5 * np.log(1 - value**2), "mse": lambda: -0.5 * np.log(-2 * value)}
     expected["mae"] = lambda: -np.log(-2 * value)
-    found = refine.VIEWS[name](*(tf.constant(one) for one in (fixed, moved, weight)))
+    found = views.VIEWS[name](*(tf.constant(one) for one in (fixed, moved, weight)))
     np.testing.assert_allclose(found.nats[0], expected[score](), rtol=1e-4)
 
 
@@ -366,7 +367,7 @@ def test_equations_are_those_of_finite_differences(rng, make, size, width):
     columns = np.stack(columns, axis=-1)
     transform = bounds.transform(tf.constant(at))
     velocities = tf.linalg.matmul(geometry.invert(transform)[:, None, :-1, :-1], bounds.rates(tf.constant(at)))
-    squares = refine.VIEWS["mse"](seen.fixed, moved, weight)
+    squares = views.VIEWS["mse"](seen.fixed, moved, weight)
     normal, _ = refine._equations(squares, moved, weight, velocities, seen)
     expected = columns.T @ columns
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))

@@ -137,8 +137,7 @@ class Labels(NamedTuple):
         if self.is_sparse or interpolation == "linear":
             interpolation = "nearest" if self.is_sparse else "linear"
             return resample.sample(self.values, coordinates, interpolation=interpolation)[0], mask
-        holes = tf.reduce_any(self.valid <= 0.0)
-        filled = tf.cond(holes, lambda: spline.fill_holes(self.values, self.valid), lambda: self.values)
+        filled = spline.fill_holes(self.values, self.valid)
         values = resample.sample_splines(spline.side_by_side(spline.coefficients(filled)), coordinates)
         # Splines overshoot at edges.
         axes = list(range(1, filled.shape.rank - 1))

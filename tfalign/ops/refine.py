@@ -4,14 +4,13 @@ One warp per step: with `moved(u) = moving(T u)`, T of linear part A, a change d
 its own slopes on the fixed grid times `A^-1 dT u`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfalign.ops import evidence, geometry, resample, spectral, spline
-from tfalign.ops.similarity import parzen
+from tfalign.ops.similarity import parzen, views
 
 _STEPS = 8  # at most, at each level
 _WIDE = (1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 3.0, 2.0, 1.0)  # blurs, so that steps see farther
@@ -127,101 +126,6 @@ class Level(NamedTuple):
         return values, self.fixed_mask * mask * inside[..., tf.newaxis]
 
 
-class View(NamedTuple):
-    """What a measure says of an aligned pair.
-
-    Attributes:
-        nats: `(batch,)`, log-likelihood per pixel, higher is better.
-        pull: `(batch, *spatial, channels)`, the change wanted of every moved value, times its weight.
-        weight: the weights, with channels or without.
-        trust: `(batch,)`, how much a sample's equations count beside another's.
-        common: moved values without their mean where the measure ignores their gain and offset, else None.
-    """
-
-    nats: tf.Tensor
-    pull: tf.Tensor
-    weight: tf.Tensor
-    trust: tf.Tensor
-    common: tf.Tensor | None
-
-
-def _total(values):
-    return tf.reduce_sum(values, axis=list(range(1, values.shape.rank)), keepdims=True)
-
-
-def _scalar(values):
-    return tf.reshape(values, [-1])
-
-
-def _without_mean(values, weight):
-    axes = list(range(1, values.shape.rank - 1))
-    count = tf.reduce_sum(weight, axis=axes, keepdims=True)
-    return values - tf.math.divide_no_nan(tf.reduce_sum(values * weight, axis=axes, keepdims=True), count)
-
-
-def _by_correlation(fixed, moved, weight):
-    """The fixed side is regressed on the moved one: the residual's share is 1 - ncc^2."""
-    fixed, moved = _without_mean(fixed, weight), _without_mean(moved, weight)
-    energy = _total(weight * tf.square(fixed))
-    gain = tf.math.divide_no_nan(_total(weight * fixed * moved), _total(weight * tf.square(moved)))
-    gain = tf.maximum(gain, 0.0)
-    residual = fixed - gain * moved
-    share = tf.where(energy > 0.0, tf.math.divide_no_nan(_total(weight * tf.square(residual)), energy), 1.0)
-    share = tf.maximum(share, 1e-10)
-    return View(
-        nats=_scalar(-0.5 * tf.math.log(share)),
-        pull=tf.math.divide_no_nan(weight * residual, gain),
-        weight=weight,
-        trust=_scalar(tf.math.divide_no_nan(tf.square(gain) * _total(weight), share * energy)),
-        common=moved,
-    )
-
-
-def _by_squares(fixed, moved, weight):
-    residual = fixed - moved
-    count = tf.maximum(_total(weight), 1.0)
-    spread = _total(weight * tf.square(_without_mean(fixed, weight))) / count
-    mean = _total(weight * tf.square(residual)) / count + 1e-10 * spread + 1e-36
-    return View(_scalar(-0.5 * tf.math.log(mean)), weight * residual, weight, _scalar(1.0 / mean), None)
-
-
-def _by_absolutes(fixed, moved, weight):
-    """Reweighted squares, whose stationary point is that of the absolutes."""
-    residual = fixed - moved
-    count = tf.maximum(_total(weight), 1.0)
-    spread = _total(weight * tf.abs(_without_mean(fixed, weight))) / count
-    mean = _total(weight * tf.abs(residual)) / count + 1e-5 * spread + 1e-18
-    weight = weight / tf.maximum(tf.abs(residual), 0.1 * mean)
-    return View(_scalar(-tf.math.log(mean)), weight * residual, weight, _scalar(1.0 / mean), None)
-
-
-def _by_information(fixed, moved, weight):
-    """Mutual information by Parzen windows; the length of the step is that of two Gaussian variables."""
-    with tf.GradientTape() as tape:
-        tape.watch(moved)
-        nats = parzen.mutual_information(fixed, moved, weight)
-    slope = tape.gradient(nats, moved)
-    centered = _without_mean(moved, weight)
-    unexplained = tf.reshape(tf.exp(-2.0 * nats), tf.shape(_total(weight)))
-    length = _total(weight * tf.square(centered)) * unexplained / tf.maximum(1.0 - unexplained, 1e-3)
-    trust = tf.math.divide_no_nan(_total(weight), length)
-    return View(nats, length * slope, weight, _scalar(trust), centered)
-
-
-VIEWS: dict[str, Callable] = {
-    "ncc": _by_correlation,
-    "cc": _by_correlation,
-    "phase": _by_correlation,
-    "mse": _by_squares,
-    "cross_entropy": _by_squares,
-    "overlap": _by_squares,
-    "mae": _by_absolutes,
-    "mi": _by_information,
-    "nmi": _by_information,
-    "joint_entropy": _by_information,
-}
-
-
 class Climb(NamedTuple):
     """Where the steps are: the best parameters so far and their nats, the step to try from there, and its share."""
 
@@ -263,7 +167,7 @@ def refined(fixed, moving, masks, start, plain, *, bounds, similarity, least, te
         Golub & Pereyra (1973), doi:10.1137/0710036.
     """
     fixed, moving, start, plain, *masks = (tf.stop_gradient(one) for one in (fixed, moving, start, plain, *masks))
-    view = VIEWS[similarity]
+    view = views.VIEWS[similarity]
 
     def judged(level):
         def at(parameters):
@@ -278,7 +182,7 @@ def refined(fixed, moving, masks, start, plain, *, bounds, similarity, least, te
     done = _climbed(fine, tf.stack([plain, start, rough.parameters]), bounds, fixed, _STILL)
     moved, weight = level.moved(bounds.transform(done.parameters))
     # Of another kind of picture only what the levels do not foretell is a residual.
-    told = parzen.foretold(level.fixed, moved, weight) if view is _by_information else level.fixed
+    told = parzen.foretold(level.fixed, moved, weight) if view is views.by_information else level.fixed
     pixels = evidence.effective_pixels(told, moved, weight)
     if pool == "batch":
         pixels = _shared(tf.where(textured, pixels, 0.0))
@@ -300,7 +204,7 @@ def _trial(now, bounds):
 def _climbed(judged, known, bounds, fixed, still):
     """Takes the best of `known` `(count, batch, number)`, then steps: full ones from a new best, else shorter ones.
 
-    Until no pixel would move by more than `still`, or for eight steps.
+    Until no pixel would move by more than `still`, or for `_STEPS` steps.
     """
     count = known.shape[0]
 
@@ -335,7 +239,9 @@ def _judged(level, parameters, view, bounds, least, textured, pool):
     seen = view(level.fixed, moved, weight)
     velocities = tf.linalg.matmul(geometry.invert(transform)[:, tf.newaxis, :-1, :-1], bounds.rates(parameters))
     normal, right = _equations(seen, moved, weight, velocities, level)
-    count = _scalar(_total(weight)) * float(level.stride ** len(bounds.max_shift))  # pixels, those not kept too
+    count = tf.reduce_sum(weight, axis=list(range(1, weight.shape.rank))) * float(
+        level.stride ** len(bounds.max_shift)
+    )  # pixels, those not kept too
     nats = tf.where(tf.math.is_finite(seen.nats) & (count >= least), seen.nats, -np.inf)
     if pool == "batch":
         row = textured[:, tf.newaxis]
