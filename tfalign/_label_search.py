@@ -138,16 +138,19 @@ class Search(NamedTuple):
             similarity = base.similarity
             if base.is_binary:
                 fixed, label = (tf.concat([values, 1.0 - values], axis=-1) for values in (fixed, label))
-        return registration.register(
+        bounds = registration.checked_bounds(
+            self.window(parts, cropped), self.max_rotation, self.max_scale, self.max_shear, fixed.shape.rank - 2
+        )
+        fixed, label = registration.same_kind(fixed, tf.stop_gradient(label))
+        fixed, fixed_mask = registration.valid_pixels(fixed, fixed_mask, "y_pred")
+        return registration.register_valid(
             fixed,
-            tf.stop_gradient(label),
-            max_shift=self.window(parts, cropped),
-            max_rotation=self.max_rotation,
-            max_scale=self.max_scale,
-            max_shear=self.max_shear,
+            label,
+            fixed_mask,
+            weight,
+            bounds=bounds,
             similarity=similarity,
-            fixed_mask=fixed_mask,
-            moving_mask=weight,
+            subpixel=True,
             pool=self.pool,
             min_overlap=self.min_overlap,
             return_map=self.assignment == "soft",

@@ -131,7 +131,11 @@ def per_sample(label, prediction, weight, base):
         # A number that is no class would spoil the gradient, though it does not count.
         label = tf.where(counts, label[..., 0], 0.0)
     else:
-        label = tf.where(counts[..., tf.newaxis], label, tf.stop_gradient(prediction))
+        known = counts[..., tf.newaxis]
+        # Not always: `tf.where` is slow where it repeats a mask for all channels.
+        label = tf.cond(
+            tf.reduce_all(counts), lambda: label, lambda: tf.where(known, label, tf.stop_gradient(prediction))
+        )
     found = base.call(label, prediction)
     per_pixel, axes = prediction.shape[:-1], list(range(1, prediction.shape.rank - 1))
     if found.shape.rank == per_pixel.rank and found.shape.is_compatible_with(per_pixel):

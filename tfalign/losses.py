@@ -367,8 +367,11 @@ class ShiftInvariantLoss(_keras.Loss):
         @tf.custom_gradient
         def identity(values):
             def gradient(upstream):
-                with tf.control_dependencies([self._update(told)]):
-                    return upstream * tf.cast(share, upstream.dtype)
+                update = self._update(told)  # a traced function runs it, though nothing waits for it
+                if replicas.count() > 1:  # but that replicas meet once more, for the gradients, must come after
+                    with tf.control_dependencies([update]):
+                        upstream = tf.identity(upstream)
+                return upstream * tf.cast(share, upstream.dtype)
 
             return tf.identity(values), gradient
 

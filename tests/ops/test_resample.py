@@ -51,6 +51,21 @@ def test_whole_pixel_moves_copy_exactly(rng, run, output, size, interpolation):
             np.testing.assert_array_equal(values[(0, *index)], moving[(0, *at.astype(int))])
 
 
+@pytest.mark.parametrize("lowest", [1.0, 0.0])
+def test_weights_move_with_their_values(rng, run, lowest):
+    """Also where all weights are 1, which is done without a gather."""
+    output = (6, 9)
+    moving, mask = batch_of(rng, (7, 8)), rng.uniform(lowest, 1.0, (3, 7, 8, 1)).astype(np.float32)
+    translation = rng.integers(-3, 4, (3, 2)).astype(np.float32)
+    values, weights = run(lambda *all: resample.shift_masked(*all, output), moving, mask, translation)
+    matrix = geometry.from_translation(translation).numpy()
+    for sample in range(3):
+        expected, inside = reference.warp(moving[sample], matrix[sample], output)
+        moved, _ = reference.warp(mask[sample], matrix[sample], output)
+        np.testing.assert_allclose(weights[sample], moved * inside[..., np.newaxis], atol=1e-6)
+        np.testing.assert_allclose(values[sample][inside > 0], expected[inside > 0], atol=1e-6)
+
+
 def test_forward_then_inverse_gives_the_inner_part_back(rng):
     moving = batch_of(rng, (20, 20))
     transform = geometry.from_translation(tf.constant([[3.0, -2.0]] * 3))

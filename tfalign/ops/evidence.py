@@ -31,7 +31,7 @@ def effective_pixels(fixed, aligned, weight):
 def _centered(values, weight):
     """Values without their mean, 0 where nothing counts: shares of the largest, since squares of huge ones overflow."""
     everything = list(range(1, values.shape.rank))
-    values = tf.where(weight > 0.0, values, 0.0)
+    values = tf.math.multiply_no_nan(values, tf.cast(weight > 0.0, values.dtype))  # faster than `tf.where`
     values = tf.math.divide_no_nan(values, tf.reduce_max(tf.abs(values), axis=everything, keepdims=True))
     count = tf.maximum(tf.reduce_sum(weight, axis=everything, keepdims=True), 1.0)
     return (values - tf.reduce_sum(values * weight, axis=everything[1:], keepdims=True) / count) * weight

@@ -99,15 +99,32 @@ def register(
     fixed = _checks.floating(fixed, "fixed")
     rank = _checks.spatial_rank("fixed", fixed)
     moving = _checks.floating(one_hot_classes(moving, fixed), "moving")
-    fixed, moving = _same_kind(fixed, moving)
-    bounds = _checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank)
+    fixed, moving = same_kind(fixed, moving)
+    fixed, fixed_mask = valid_pixels(fixed, fixed_mask, "fixed")
+    moving, moving_mask = valid_pixels(moving, moving_mask, "moving")
+    return register_valid(
+        fixed,
+        moving,
+        fixed_mask,
+        moving_mask,
+        bounds=checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank),
+        similarity=similarity,
+        subpixel=subpixel,
+        groups=groups,
+        pool=pool,
+        min_overlap=min_overlap,
+        return_map=return_map,
+    )
+
+
+def register_valid(
+    fixed, moving, fixed_mask, moving_mask, *, bounds, similarity, subpixel, pool, min_overlap, return_map, groups=None
+):
+    """`register` of grids and masks as `valid_pixels` gives them, of one type, and of checked `Bounds`."""
     _checks.choice("similarity", similarity, SIMILARITIES)
     _checks.choice("pool", pool, (None, "batch"))
     min_overlap = _checks.number("min_overlap", min_overlap, at_least=0.0, at_most=1.0)
-    fixed, fixed_mask = valid_pixels(fixed, fixed_mask, "fixed")
-    moving, moving_mask = valid_pixels(moving, moving_mask, "moving")
     _check_overlap(fixed, moving, bounds.max_shift, min_overlap)
-
     options = {
         "bounds": bounds,
         "similarity": similarity,
@@ -133,7 +150,7 @@ def register(
     )
 
 
-def _checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank):
+def checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank):
     """The bounds, of which signals have no angles."""
     angles = {
         "max_rotation": _checks.number("max_rotation", max_rotation, at_least=0.0, at_most=180.0),
@@ -246,7 +263,7 @@ def one_hot_classes(moving, fixed):
     return tf.where(tf.reduce_any(one_hot > 0.0, axis=-1, keepdims=True), one_hot, np.nan)
 
 
-def _same_kind(fixed, moving):
+def same_kind(fixed, moving):
     """Both sides with one dtype, and `moving` with the rank and channels of `fixed`."""
     if moving.shape.rank is not None and moving.shape.rank != fixed.shape.rank:
         raise ValueError(

@@ -323,6 +323,26 @@ def shift_by_pixels(moving, translation, output_shape):
     return gather_pixels(moving, index), tf.cast(mask, tf.float32 if moving.dtype != tf.float64 else tf.float64)
 
 
+def shift_masked(moving, mask, translation, output_shape):
+    """Values and weights moved by whole pixels.
+
+    Args:
+        moving, translation, output_shape: as of `shift_by_pixels`.
+        mask: `(batch, *spatial, 1)`.
+
+    Returns:
+        `(values, weights)`; weights `(batch, *output_shape, 1)`, 0 outside the moving grid.
+    """
+    values, inside = shift_by_pixels(moving, translation, output_shape)
+    inside = inside[..., tf.newaxis]
+
+    def moved():
+        return inside * shift_by_pixels(mask, translation, output_shape)[0]
+
+    # Weights take as long as values do, and mostly there is nothing to move.
+    return values, tf.cond(tf.reduce_all(mask == 1.0), lambda: inside, moved)
+
+
 def crop_or_pad(values, output_shape):
     """Cuts or zero-pads every spatial axis to `output_shape` around the grid's centre."""
     begin, size, paddings = [0], [-1], [[0, 0]]

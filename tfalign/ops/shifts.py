@@ -111,9 +111,8 @@ def best_shift(
     shift = tf.gather(peak.window_shifts(max_shift, fixed.dtype), best)
     score = tf.gather(scores, best, batch_dims=1)
 
-    aligned, inside = resample.shift_by_pixels(moving, shift, geometry.spatial_shape(fixed))
-    aligned_mask, _ = resample.shift_by_pixels(moving_mask, shift, geometry.spatial_shape(fixed))
-    pixels = evidence.effective_pixels(fixed, aligned, fixed_mask * aligned_mask * inside[..., tf.newaxis])
+    aligned, aligned_mask = resample.shift_masked(moving, moving_mask, shift, geometry.spatial_shape(fixed))
+    pixels = evidence.effective_pixels(fixed, aligned, fixed_mask * aligned_mask)
     nats = measure.log_likelihood(telling, enough, pixels)
     if pool == "batch":
         told = (tf.where(is_textured, nats, 0.0), tf.where(textured, pixels, 0.0), tf.where(is_textured, telling, 0.0))

@@ -189,13 +189,15 @@ def _centered(values, mask):
     The largest value is taken out first, so that what is left of a constant is exactly 0.
     """
     axes = list(range(2, values.shape.rank))
-    largest = tf.reduce_max(tf.where(mask > 0, values, values.dtype.min), axis=axes, keepdims=True)
-    largest = tf.where(largest > values.dtype.min, largest, 0.0)
-    values = tf.where(mask > 0, values - largest, 0.0)
+    counts = tf.cast(mask > 0, values.dtype)
+    largest = tf.reduce_max(values + (counts - 1.0) * values.dtype.max, axis=axes, keepdims=True)
+    largest = tf.where(tf.reduce_any(mask > 0, axis=axes, keepdims=True), largest, 0.0)
+    # Products, not `tf.where`: that is slow where it repeats channels.
+    values = tf.math.multiply_no_nan(values - largest, counts)
     mean = tf.math.divide_no_nan(
         tf.reduce_sum(values * mask, axis=axes, keepdims=True), tf.reduce_sum(mask, axis=axes, keepdims=True)
     )
-    return tf.where(mask > 0, values - mean, 0.0), mean + largest
+    return tf.math.multiply_no_nan(values - mean, counts), mean + largest
 
 
 def over_channels(values):
