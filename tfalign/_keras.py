@@ -76,12 +76,3 @@ def set_direction(metric, direction):
     """Tells the callbacks of Keras 3 that watch `metric`, for which there is no public way; Keras 2 goes by names."""
     if direction is not None:
         metric._direction = direction
-
-
-def runs_updates():
-    """Whether a variable that is updated now will be so though nothing waits for it.
-
-    It is in eager code and in what `tf.function` traces, but not in the gradient of a traced function under a tape
-    outside of it: TensorFlow makes that of what the gradient needs alone.
-    """
-    return tf.executing_eagerly() or getattr(tf.compat.v1.get_default_graph(), "_add_control_dependencies", False)

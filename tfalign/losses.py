@@ -367,12 +367,8 @@ class ShiftInvariantLoss(_keras.Loss):
         @tf.custom_gradient
         def identity(values):
             def gradient(upstream):
-                update = self._update(told)
-                # It is long, and need not be waited for: but that replicas meet again, for the gradients, comes after.
-                if replicas.count() > 1 or not _keras.runs_updates():
-                    with tf.control_dependencies([update]):
-                        upstream = tf.identity(upstream)
-                return upstream * tf.cast(share, upstream.dtype)
+                with tf.control_dependencies([self._update(told)]):
+                    return upstream * tf.cast(share, upstream.dtype)
 
             return tf.identity(values), gradient
 
