@@ -23,10 +23,13 @@ def step_rows(repeats):
     """Steps of training, the loss alone, and the pipeline."""
     rows = []
     # More rounds than the other rows have: a few percent are to be told on a machine that others use too.
-    for title, target, network, more in (("small", 1.10, _SMALL, 4), ("reference", 1.05, _REFERENCE, 2)):
+    for title, target, network, rounds in (
+        ("small", 1.10, _SMALL, 4 * repeats),
+        ("reference", 1.05, _REFERENCE, 2 * repeats),
+    ):
         for jit_compile in (False, True):
-            times = steps.training_step(**network, jit_compile=jit_compile, repeats=more * repeats)
-            name = f"step of the {title} U-Net {_of(network)}, {more * repeats} rounds" + (", XLA" if jit_compile else "")
+            times = steps.training_step(**network, jit_compile=jit_compile, repeats=rounds)
+            name = f"step of the {title} U-Net {_of(network)}, {rounds} rounds" + (", XLA" if jit_compile else "")
             rows.append({"row": name, "times": times, "ratio": times["tfalign"] / times["mae"], "target": target})
     for size in (64, 128):
         for jit_compile in (False, True):
