@@ -28,19 +28,20 @@ class Arm(NamedTuple):
     order: int = 0  # added to the seed of the order of the patches
 
 
-def _center(labels, margin):
+def center(labels, margin):
+    """Labels without their margin."""
     inner = slice(margin, -margin) if margin else slice(None)
     return labels[(slice(None), *(inner,) * (labels.ndim - 2))]
 
 
 def plain(task, cell, patches):
     """The base loss on the labels as they came."""
-    return _center(patches.labels, cell.margin), task.base
+    return center(patches.labels, cell.margin), task.base
 
 
 def oracle(task, cell, patches):
     """The base loss on the labels before they were moved."""
-    return _center(patches.true_labels, cell.margin), task.base
+    return center(patches.true_labels, cell.margin), task.base
 
 
 def _realigned(task, cell, patches, transforms):
@@ -138,7 +139,7 @@ def low_pass(task, cell, patches):
             values = tf.nn.depthwise_conv2d(values, filters, [1, 1, 1, 1], "SAME")
         return values
 
-    return _center(patches.labels, cell.margin), lambda y, p: base(blurred(tf.cast(y, tf.float32)), blurred(p))
+    return center(patches.labels, cell.margin), lambda y, p: base(blurred(tf.cast(y, tf.float32)), blurred(p))
 
 
 def _edges(image):
@@ -171,7 +172,7 @@ def _by_mutual_information(image, label):
 
 def _preregistered(task, cell, patches, register):
     """Rival: each label registered to its input once, before training; shifts over the bound are clipped to it."""
-    centers, bound = _center(patches.labels, cell.margin), cell.loss["max_shift"]
+    centers, bound = center(patches.labels, cell.margin), cell.loss["max_shift"]
     found = [register(*pair) for pair in zip(patches.inputs, centers)]
     transforms = misalign.make_transforms(np.clip(np.round(found), -bound, bound))
     return _realigned(task, cell, patches, transforms)
@@ -192,7 +193,7 @@ def per_image(task, cell, patches):
     maps = [
         tfalign.register(true, moved, subpixel=False, return_map=True, **cell.loss).score_map.numpy()
         for true, moved in zip(
-            np.array_split(_center(patches.true_labels, cell.margin), 20), np.array_split(patches.labels, 20)
+            np.array_split(center(patches.true_labels, cell.margin), 20), np.array_split(patches.labels, 20)
         )
     ]
     maps = np.concatenate(maps)

@@ -12,8 +12,8 @@ import scipy.stats
 import tensorflow as tf
 
 import tfalign
-from benchmarks.quality import LOSS_VERSION
-from benchmarks.quality.arms import ARMS, REFERENCES
+from benchmarks.quality import LOSS_VERSION, bent
+from benchmarks.quality.arms import ARMS, REFERENCES, center
 from benchmarks.quality.cells import CELLS, patches
 from benchmarks.quality.tasks import TASKS, Scene
 from tfalign.jobs import evaluate, files
@@ -22,6 +22,7 @@ from tfalign.ops import displacements, geometry
 RECORDS = Path(__file__).parent.parent / "results" / "quality" / "records"
 _DRIFT_BOUND = 4  # px of the best global move
 _OFFSET_BOUND = 6  # px of the measured offset
+_SHOWN = 3  # patches in the picture of bent labels
 
 
 class Run(NamedTuple):
@@ -125,6 +126,12 @@ def do(run):
     }
     RECORDS.mkdir(parents=True, exist_ok=True)
     files.write_json(path(run), record)
+    if around is not None and data.fields is not None and run.seed == 0:
+        shown = slice(_SHOWN)
+        aligned = model.align(data.inputs[shown], labels[shown])
+        before, truths = (center(one[shown], cell.margin) for one in (data.labels, data.true_labels))
+        picture = bent.picture(data.inputs[shown], before, aligned, truths, data.fields[shown])
+        picture.savefig(RECORDS.parent / f"bent-{run.task}-{run.cell}-{run.arm}.png", dpi=110)
     return record
 
 

@@ -13,7 +13,7 @@ from benchmarks.quality.tasks import TASKS
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Every task shrunk to a few steps, with records of its own."""
-    monkeypatch.setattr(runs, "RECORDS", tmp_path)
+    monkeypatch.setattr(runs, "RECORDS", tmp_path / "records")
     for name, task in TASKS.items():
         monkeypatch.setitem(TASKS, name, task._replace(steps=30, patches=16, batch=8, filters=2, depth=2))
 
@@ -46,6 +46,7 @@ def test_an_arm_trains_and_keeps_its_record(small, arm):
     if ARMS[arm].around is not None:
         assert record["field_error"]["folds"] == 0
         assert np.isfinite(record["field_error"]["median"])
+        assert (runs.RECORDS.parent / f"bent-T1-M6-{arm}.png").exists()
     if arm == "twins":
         assert 0 < record["field_error"]["median"] < 3 * record["field_error"]["true_mean"]
     runs.RECORDS.joinpath("x").write_text("")
