@@ -11,7 +11,7 @@ from rich.progress import track
 
 import tfalign
 from benchmarks.quality import runs, tables
-from benchmarks.quality.arms import ABLATIONS, ARMS, REFERENCES
+from benchmarks.quality.arms import ABLATIONS, ARMS, REFERENCES, VARIANTS
 from benchmarks.quality.cells import CELLS
 from benchmarks.quality.runs import Run
 from benchmarks.quality.tasks import DATA_VARIABLE, TASKS
@@ -40,6 +40,8 @@ def wanted(task, cell, arm):
         return cell.name in {"M10", "M1b1"}
     if arm in {"twins", "joint"}:
         return cell.elastic is not None or cell.name == "M0"
+    if arm in VARIANTS:
+        return task == "T1" and cell.name == "M6b"
     if cell.elastic and arm not in {"tfalign", "bare"}:
         return False
     if arm == "soft":

@@ -1,5 +1,6 @@
 """The arms: what each way to train does with the moved labels."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,17 +86,8 @@ def anchors(task, cell, patches):
 
 
 def twins(task, cell, patches):
-    """A warp network beside the network, each with a lagging twin of the other; labels bend, and do not shift first."""
+    """The base loss, for a network beside a warp network, each with a twin of the other; labels are not moved first."""
     return patches.labels, task.base
-
-
-def _twins(predictor):
-    return tfalign.models.DeformableModel(predictor)
-
-
-def _joint(predictor):
-    """In the manner of RegGAN: the network and the warp network learn together, from one loss."""
-    return tfalign.models.DeformableModel(predictor, momentum=0.0, stop_gradient=False, center=False)
 
 
 def no_pin(task, cell, patches):
@@ -234,6 +226,25 @@ def likelihood_over_shifts(task, cell, patches):
 REFERENCES = ("plain", "oracle")
 RIVALS = ("low-pass", "preregistration", "itk", "minimum", "likelihood")
 ABLATIONS = ("no-pin", "running-mean", "hard-start")
+
+
+def _deformable(name, title, prepare=twins, **options):
+    """An arm with a warp network, by options of `DeformableModel`."""
+    around = functools.partial(tfalign.models.DeformableModel, **options)
+    return Arm(name, title, prepare, uses_tfalign=True, around=around)
+
+
+_WARPED = (
+    _deformable("twins", "tfalign, warp network with twins"),
+    _deformable("joint", "rival: joint registration network", momentum=0.0, stop_gradient=False, center=False),
+    _deformable("twins-search", "twins, after a search of shifts", prepare=ours),
+    _deformable("twins-equivariant", "twins, pinned by flips too", equivariance=1.0),
+    _deformable("twins-no-lag", "ablation: twins without lag", momentum=0.0),
+    _deformable("twins-no-cut", "ablation: twins, gradient not cut", stop_gradient=False),
+    _deformable("twins-no-pin", "ablation: twins, drift not taken out", center=False),
+    _deformable("twins-rough", "ablation: twins, no smoothness", smoothness=0.0),
+)
+VARIANTS = tuple(arm.name for arm in _WARPED if arm.name.startswith("twins-"))
 ARMS = {
     arm.name: arm
     for arm in (
@@ -244,10 +255,7 @@ ARMS = {
         Arm("reordered", "oracle, patches in another order", oracle, order=1000),
         Arm("soft", "tfalign, soft choice", soft, uses_tfalign=True),
         Arm("anchors", "tfalign, 1 % anchors", anchors, uses_tfalign=True),
-        Arm(
-            "twins", "tfalign, warp network with twins", twins, uses_tfalign=True, around=tfalign.models.DeformableModel
-        ),
-        Arm("joint", "rival: joint registration network", twins, uses_tfalign=True, around=_joint),
+        *_WARPED,
         Arm("oracle-shift", "true moves through our warp", oracle_shift, version=2),
         Arm("per-image", "one shift per image", per_image),
         Arm("no-pin", "ablation: no pin", no_pin, uses_tfalign=True),

@@ -62,6 +62,9 @@ def _row(task, cell, arm, records, reference):
     errors = [records[seed].get("shift_error") for seed in common]
     if all(errors):
         row |= {name: [error[name] for error in errors] for name in errors[0] if name != "common"}
+    fields = [records[seed].get("field_error") for seed in common]
+    if all(fields):
+        row["field_error"] = fields
     if cell in {"M0", "M0n"}:
         row["minus_plain"] = [mine - theirs for mine, theirs in zip(row["score"], plain)]
         return row
@@ -162,6 +165,25 @@ def markdown(rows):
             f"| {np.median(row['drift']):.2f} / {max(row['drift']):.2f} | {np.median(row['sharpness']):.2f} "
             f"| x{np.median(row['step_ratio']):.2f} | {_verdict(row)} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def bent_labels(rows):
+    """How well the fields of bent labels are found."""
+    lines = [
+        "| task | misalignment | arm | seeds | gap recovered: median | drift (px) | length of true displacements (px) "
+        "| error of those found (px): mean | median | pixels that fold | step time |",
+        "|---" * 11 + "|",
+    ]
+    for row in rows:
+        if "field_error" in row:
+            means = {name: np.median([one[name] for one in row["field_error"]]) for name in row["field_error"][0]}
+            lines.append(
+                f"| {row['task']} {TASKS[row['task']].title} | {row['cell']} {CELLS[row['cell']].title} "
+                f"| {ARMS[row['arm']].title} | {len(row['seeds'])} | {np.median(row['gap_recovered']):.3f} "
+                f"| {np.median(row['drift']):.2f} | {means['true_mean']:.2f} | {means['mean']:.2f} "
+                f"| {means['median']:.2f} | {100 * means['folds']:.2f} % | x{np.median(row['step_ratio']):.2f} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -280,6 +302,8 @@ def write(rows, name, command):
     ]
     if any(row["arm"] == "bare" for row in rows):
         parts += ["`ShiftInvariantLoss(base)` with nothing else:", glance(rows, "bare").strip()]
+    if any("field_error" in row for row in rows):
+        parts += ["Bent labels, laid back by a warp network:", bent_labels(rows).strip()]
     parts += ["Everything:", markdown(rows)]
     files.write_text(RESULTS / f"{name}.md", "\n\n".join(parts))
     if any("gap_recovered" in row for row in rows):

@@ -85,6 +85,27 @@ def test_aligned_labels_are_trained_once():
     assert runs.Run("T1", "M10", "oracle", 7).canonical() == runs.Run("T1", "M10o", "plain", 7)
 
 
+def test_the_table_of_bent_labels_has_their_fields(monkeypatch):
+    scores = {"plain": 20.0, "oracle": 30.0, "twins": 29.0, "tfalign": 25.0}
+    found = {"field_error": {"mean": 0.75, "median": 0.5, "true_mean": 4.0, "folds": 0.25}}
+    monkeypatch.setattr(
+        runs,
+        "load",
+        lambda run: record(scores[run.arm]) | (found if run.arm == "twins" else {}) if run.cell == "M6b" else None,
+    )
+    monkeypatch.setitem(CELLS, "M6b", CELLS["M6b"]._replace(oracle_of=None))
+    rows = tables.summarise(["T1"], ["M6b"], ["tfalign", "twins"], 1, inits=1)
+    lines = tables.bent_labels(rows).splitlines()
+    assert len(lines) == 3
+    assert "0.900 | 0.00 | 4.00 | 0.75 | 0.50 | 25.00 % | x1.00" in lines[2]
+
+
+def test_variants_of_the_twins_run_on_one_cell():
+    variants = {run.arm: run.cell for run in expected(**FORMS["gate"]) if run.arm.startswith("twins-")}
+    assert set(variants.values()) == {"M6b"}
+    assert set(variants) == {name for name in ARMS if name.startswith("twins-")}
+
+
 def test_forms_name_what_belongs_to_them():
     assert len(expected(**FORMS["quick"])) == 4
     gate = expected(**FORMS["gate"])
