@@ -319,3 +319,27 @@ def whole_pixel_losses(labels, predictions, base, *, max_shift, similarity, weig
             left, right, paired = overlap_values(prediction, label, ones, weights[sample], shift)
             total[sample] += base(right, left, paired) * len(group) / labels.shape[-1]
     return total
+
+
+def unlikeness(fixed, moving, weight, reach):
+    """Mean differences `(*spatial, shifts)` around each pixel, less their weighted mean over the shifts."""
+    shape = fixed.shape[:-1]
+    shifts = list(itertools.product(range(-reach, reach + 1), repeat=len(shape)))
+    each = np.zeros((*shape, len(shifts)))
+    for at in np.ndindex(shape):
+        values = {}
+        for number, shift in enumerate(shifts):
+            there = tuple(np.add(at, shift))
+            if all(0 <= index < size for index, size in zip(there, shape)) and weight[there] > 0:
+                values[number] = np.abs(fixed[at] - moving[there]).mean()
+        for number, value in values.items():
+            each[(*at, number)] = value - np.mean(list(values.values()))
+    result = np.zeros_like(each)
+    for at in np.ndindex(shape):
+        near = [
+            each[there]
+            for there in (tuple(np.add(at, step)) for step in itertools.product((-1, 0, 1), repeat=len(shape)))
+            if all(0 <= index < size for index, size in zip(there, shape))
+        ]
+        result[at] = np.mean(near, axis=0)
+    return result

@@ -68,13 +68,13 @@ LOSS_FLAGS = {"max_rotation": 1.5, "max_scale": 0.1, "max_shear": 2.0, "base": "
 
 def test_flags_reach_the_training(trained, tmp_path):
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {**FLAGS, **LOSS_FLAGS}.items()]
-    words += ["--max-shift", "8,4", "--patch-size", "64", "--strict", "--set", "loss.moving=prediction"]
+    words += ["--max-shift", "8,4", "--patch-size", "64", "--strict", "--deformable", "--set", "loss.moving=prediction"]
     result = CliRunner().invoke(cli.app, [*DATA, *words, "--set", "flips=[0]"])
     assert result.exit_code == 0, result.output
     ((out, config),) = trained
     assert str(out) == "run"
     assert config.inputs == str(tmp_path / "images")
-    for name, value in {**FLAGS, "patch_size": 64, "strict": True, "flips": [0]}.items():
+    for name, value in {**FLAGS, "patch_size": 64, "strict": True, "deformable": True, "flips": [0]}.items():
         assert getattr(config, name) == value
     for name, value in {**LOSS_FLAGS, "max_shift": [8, 4], "moving": "prediction"}.items():
         assert config.loss[name] == value

@@ -57,6 +57,10 @@ def train(
     ] = None,
     filters: Annotated[int | None, typer.Option(help="Of the U-Net's first level.", rich_help_panel=_NETWORK)] = None,
     depth: Annotated[int | None, typer.Option(help="Levels of the U-Net.", rich_help_panel=_NETWORK)] = None,
+    deformable: Annotated[
+        bool | None,
+        typer.Option("--deformable", help="Labels are bent: train a warp network beside.", rich_help_panel=_NETWORK),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="A Keras loss: mae, mse, binary_crossentropy …", rich_help_panel=_LOSS)
     ] = None,
@@ -103,7 +107,7 @@ def train(
     """
     given = {
         "inputs": inputs, "labels": labels, "tfds": tfds, "strict": strict, "cache": cache,
-        "model": model, "filters": filters,
+        "model": model, "filters": filters, "deformable": deformable,
         "validation_inputs": validation_inputs, "validation_labels": validation_labels, "depth": depth,
         "patch_size": None if patch_size is None else numbers("patch_size", patch_size, int), "workers": workers,
         "epochs": epochs, "steps_per_epoch": steps_per_epoch, "batch_size": batch_size,

@@ -5,7 +5,9 @@ import tensorflow as tf
 from scipy import ndimage
 
 import tfalign
+from tests import reference
 from tfalign.data import misalign
+from tfalign.models.warp_network import _REACH, _unlikeness
 from tfalign.ops import displacements
 
 SIZES = [(33,), (20, 17), (7, 8, 9)]
@@ -41,15 +43,22 @@ def test_takes_rank_and_channels_at_its_first_call(rng, size):
 def test_stays_inside_its_bound_and_folds_only_as_a_displacement(rng, size, spacing):
     inputs = pair(rng, size)
     options = {"max_displacement": 5.0, "spacing": spacing, "filters": 4, "depth": 2}
-    flow, direct = (
-        wild(tfalign.models.warp_network(form=form, **options, rank=len(size), channels=2), np.random.default_rng(1), 4)
-        for form in ("velocity", "displacement")
-    )
-    assert 1.5 < np.max(np.abs(direct(inputs))) <= 5.0 + 1e-5
-    assert np.max(np.abs(flow(inputs))) <= 5.0 + 1e-5
-    np.testing.assert_array_equal(displacements.fold_share(flow(inputs)), [0.0, 0.0])
+    folds = 0.0
+    for seed in range(3):
+        flow, direct = (
+            wild(
+                tfalign.models.warp_network(form=form, **options, rank=len(size), channels=2),
+                np.random.default_rng(seed),
+                2,
+            )(inputs)
+            for form in ("velocity", "displacement")
+        )
+        assert 1.0 < np.max(np.abs(direct)) <= 5.0 + 1e-5
+        assert np.max(np.abs(flow)) <= 5.0 + 1e-5
+        np.testing.assert_array_equal(displacements.fold_share(flow), [0.0, 0.0])
+        folds = max(folds, np.max(displacements.fold_share(direct)))
     if len(size) == 2 and spacing == 2:
-        assert np.max(displacements.fold_share(direct(inputs))) > 0.01
+        assert folds > 0.01
 
 
 def test_eager_graph_and_xla_agree(rng, run):
@@ -76,6 +85,32 @@ def test_blank_patches_give_finite_fields_and_gradients(rng, case):
         assert np.all(np.isfinite(gradient))
     if case in ("zeros", "constant"):
         np.testing.assert_allclose(fields, np.zeros_like(fields), atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [(32,), (20, 16), (8, 8, 12)])
+def test_unknown_pixels_and_a_margin_of_them_do_not_matter(rng, size):
+    network = wild(tfalign.models.warp_network(rank=len(size), channels=1, filters=4, depth=2), rng)
+    prediction, label = pair(rng, size, channels=1)
+    hole = (slice(None), *(slice(2, 4) for _ in size))
+    label[hole] = np.nan
+    field = network([prediction, label])
+    around = [(0, 0), *[(3, 3)] * len(size), (0, 0)]
+    margin = np.pad(label, around, constant_values=np.nan)
+    np.testing.assert_allclose(network([prediction, margin]), field, atol=1e-4)
+    known = np.where(np.isfinite(margin), margin, rng.standard_normal(margin.shape)).astype(np.float32)
+    assert np.max(np.abs(network([prediction, known]) - field)) > 0.01
+
+
+@pytest.mark.parametrize("size", [(9,), (6, 7), (4, 5, 4)])
+def test_unlikeness_is_that_of_the_truth(run, rng, size):
+    fixed, moving = pair(rng, size)
+    weight = (rng.random((2, *size, 1)) < 0.7).astype(np.float32)
+    weight[0, :3] = 0.0
+    found = run(_unlikeness, fixed, moving, weight)
+    reach = _REACH[len(size)]
+    for sample in range(2):
+        wanted = reference.unlikeness(fixed[sample], moving[sample], weight[sample, ..., 0], reach)
+        np.testing.assert_allclose(found[sample], wanted, atol=1e-5)
 
 
 def test_range_and_offset_of_the_pair_do_not_matter(rng):

@@ -200,6 +200,21 @@ def test_values_and_gradients_are_finite(rng, name, kind):
     assert np.all(np.isfinite(tape.gradient(result, field)))
 
 
+@pytest.mark.parametrize("size", [(12,), (9, 14), (5, 6, 7)])
+def test_bending_is_what_an_affine_fit_leaves(run, rng, size):
+    fields = (3.0 * rng.standard_normal((2, *size, len(size)))).astype(np.float32)
+    grid = np.moveaxis(np.indices(size), 0, -1).reshape(-1, len(size))
+    fitted = np.concatenate([grid, np.ones((len(grid), 1))], axis=1)
+    affine = (fitted @ rng.standard_normal((len(size) + 1, len(size)))).reshape(1, *size, len(size))
+    wanted = []
+    for field in fields.reshape(2, -1, len(size)):
+        rest = field - fitted @ np.linalg.lstsq(fitted, field, rcond=None)[0]
+        wanted.append(np.sqrt(np.mean(np.sum(rest**2, axis=-1))))
+    np.testing.assert_allclose(run(displacements.bending, fields), wanted, rtol=1e-4)
+    np.testing.assert_allclose(displacements.bending(fields + affine.astype(np.float32)), wanted, rtol=1e-4)
+    np.testing.assert_allclose(displacements.bending(affine.astype(np.float32)), [0.0], atol=1e-4)
+
+
 def test_unknown_sizes():
     """One traced function for every size."""
     traced = tf.function(

@@ -21,6 +21,8 @@ import yaml
 
 from tfalign import _checks
 from tfalign.losses import ShiftInvariantLoss
+from tfalign.models.deformable import DeformableModel
+from tfalign.models.warp_network import WarpNetwork
 
 AUTO = "auto"
 SCHEDULES = ("plateau", "cosine", "constant")
@@ -28,7 +30,11 @@ SCHEDULES = ("plateau", "cosine", "constant")
 
 def loss_options():
     """Every keyword of `ShiftInvariantLoss` with its default."""
-    parameters = inspect.signature(ShiftInvariantLoss.__init__).parameters.values()
+    return _keywords(ShiftInvariantLoss)
+
+
+def _keywords(kind):
+    parameters = inspect.signature(kind.__init__).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
 
 
@@ -55,6 +61,8 @@ class Config:
         model: "unet", a .keras file, or "module:function", which is called with `rank=`, `input_channels=` and
             `output_channels=`; the last runs your code and is taken from the command line only.
         filters, depth: of the U-Net.
+        deformable: labels are bent, too: a warp network is trained beside. True, or keywords of
+            `tfalign.models.DeformableModel`, of which `warp_network` holds those of `tfalign.models.warp_network`.
         output_channels: "auto": those of the label, or for class maps the classes found.
         activation: of the U-Net's last layer; "auto": that which `base` needs.
         loss: keywords of `tfalign.ShiftInvariantLoss`. `base` may also be `{class_name: …, config: {…}}`.
@@ -104,6 +112,7 @@ class Config:
     model: str = "unet"
     filters: int = 16
     depth: int = 3
+    deformable: bool | dict = False
     output_channels: int | str = AUTO
     activation: str | None = AUTO
     loss: dict = dataclasses.field(default_factory=loss_options)
@@ -139,6 +148,7 @@ class Config:
         _checks.choice("schedule", self.schedule, SCHEDULES)
         _checks.choice("split_by", self.split_by, (AUTO, "file", "region"))
         _checks.choice("jit_compile", self.jit_compile, (AUTO, True, False))
+        _check_deformable(self.deformable)
         for name in ("patch_size", "margin", "preprocessing", "label_range", "flips"):
             _check_auto_or_list(name, getattr(self, name))
         if not _MODEL.fullmatch(str(self.model)):
@@ -152,6 +162,11 @@ class Config:
         """The bound that is searched: `loss.max_shift`, or the loss's default."""
         bound = self.loss["max_shift"]
         return DEFAULT_MAX_SHIFT if bound is None else bound
+
+    @property
+    def deformable_options(self):
+        """Keywords of `DeformableModel`."""
+        return self.deformable if isinstance(self.deformable, dict) else {}
 
     @property
     def runs_code(self):
@@ -213,6 +228,19 @@ def _check_whole(name, value, least):
         _checks.whole_number(name, value, at_least=least)
 
 
+def _check_deformable(value):
+    if not isinstance(value, (bool, dict)):
+        requirement = "`deformable` must be true, false, or keywords with their values."
+        raise ValueError(_checks.message(requirement, {"deformable": value}))
+    if isinstance(value, dict):
+        _check_keys("keyword of `deformable`", value, _keywords(DeformableModel))
+        own = value.get("warp_network", {})
+        if not isinstance(own, dict):
+            requirement = "`deformable.warp_network` must be keywords with their values."
+            raise ValueError(_checks.message(requirement, {"warp_network": own}))
+        _check_keys("keyword of `deformable.warp_network`", own, _keywords(WarpNetwork))
+
+
 def _check_auto_or_list(name, value):
     kinds = {"patch_size": (int, list), "margin": (int, list), "flips": (bool, list)}
     is_none = value is None and name == "label_range"
@@ -234,7 +262,7 @@ def from_mapping(mapping):
     own = mapping.get("loss") or {}
     if not isinstance(own, dict):
         raise ValueError(_checks.message("`loss` must be keywords of the loss with their values.", {"loss": own}))
-    _check_keys("keyword of the loss", own, list(loss_options()))
+    _check_keys("keyword of the loss", own, loss_options())
     mapping["loss"] = {**loss_options(), **own}
     for name in ("inputs", "labels", "validation_inputs", "validation_labels"):
         if mapping.get(name) is not None:

@@ -13,6 +13,7 @@ from tfalign import _checks
 from tfalign._files import write_text
 from tfalign._version import __version__
 from tfalign.data import preprocess  # noqa: F401 - registers the layer that a model may begin with
+from tfalign.models.deformable import DeformableModel
 
 
 def write_json(path, content):
@@ -32,8 +33,10 @@ def save_model(model, path):
     os.replace(beside, path)
 
 
-def read_model(path):
+def read_model(path, *, whole=False):
     """The model of a `.keras` file of Keras's and tfalign's layers; runs no code that the file brings.
+
+    Of a `DeformableModel` it is the predictor, unless the `whole` is asked for.
 
     Raises:
         ValueError, OSError: there is no such file, or it is anything else.
@@ -53,7 +56,7 @@ def read_model(path):
         # Keras 2.15 gives back what it does not know.
         if not isinstance(model, keras.Model):
             raise TypeError(f"a {type(model).__name__} is no model")
-        return model
+        return model.predictor if isinstance(model, DeformableModel) and not whole else model
     except Exception as error:
         # A damaged file comes up as whatever the reader of the damaged part makes of it.
         received = {"model": str(path), "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}

@@ -10,7 +10,8 @@ from tfalign.data.realignment import registered
 from tfalign.data.split import SETS
 from tfalign.jobs.run_data import every_batch, ignored_class, is_class_map
 from tfalign.metrics import pairs
-from tfalign.ops import geometry, registration
+from tfalign.models.deformable import DeformableModel
+from tfalign.ops import displacements, geometry, registration
 
 BOUNDS = ("max_shift", "max_rotation", "max_scale", "max_shear")
 AXES = {1: ("sample",), 2: ("row", "col"), 3: ("plane", "row", "col")}
@@ -100,7 +101,7 @@ def alignment_rows(model, data, config, *, track=lambda description, total: lamb
     """A row for every patch of every set: where its label lies relative to its input.
 
     Shifts are in pixels of the patches, the network's own drift taken out; rotation and shear in degrees and scale as a
-    factor where they are searched.
+    factor where they are searched. Of a `DeformableModel` also the bending, see `tfalign.ops.displacements.bending`.
 
     Args:
         model: the network, compiled with its loss.
@@ -111,7 +112,7 @@ def alignment_rows(model, data, config, *, track=lambda description, total: lamb
     Returns:
         A list of dicts: id, file, split, start on each axis, translation on each axis, further parameters, confidence.
     """
-    find = None
+    find, bend = None, None
     turns = any(config.loss.get(name) for name in BOUNDS[1:])
     drift = offset_of(config, model.loss.drift[: data.rank])
     axes = AXES[data.rank]
@@ -122,9 +123,13 @@ def alignment_rows(model, data, config, *, track=lambda description, total: lamb
         if batches is None:
             continue
         find = find or registering(model, config, batches.element_spec[:2])
+        if isinstance(model, DeformableModel):
+            bend = bend or _bending(model, batches.element_spec[:2])
         for inputs, labels, origin in batches:
             transforms, confidences = find(inputs, labels)
             columns = _parameters(transforms, drift, turns)
+            if bend is not None:
+                columns["bending"] = bend(inputs, labels).numpy()
             for number, (name, start) in enumerate(zip(origin["name"].numpy(), origin["start"].numpy())):
                 file = name.decode()
                 place = {f"start_{axis}": int(first) for axis, first in zip(axes, start)}
@@ -159,6 +164,16 @@ def registering(model, config, signature):
         return found.transform, found.confidence
 
     return find
+
+
+def _bending(model, signature):
+    """A traced function `(inputs, labels) -> (batch,)` pixels."""
+
+    @tf.function(input_signature=signature, autograph=False)
+    def bend(inputs, labels):
+        return displacements.bending(model.align(inputs, labels).displacement)
+
+    return bend
 
 
 def _parameters(transforms, drift, turns):

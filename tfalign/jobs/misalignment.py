@@ -49,6 +49,11 @@ class Label(NamedTuple):
         return self.confidence >= SURE
 
     @property
+    def bending(self):
+        """RMS pixels, of what no transform describes; None where no warp network was trained."""
+        return float(self.row["bending"]) if "bending" in self.row else None
+
+    @property
     def turns(self):
         """Whether it is more than shifted."""
         return any(float(self.row[name]) != rest for name, rest in _rests(self.row))
@@ -201,7 +206,14 @@ def remarks(labels, files, *, max_shift, drift):
     if apart:
         said.append(
             f"In {len(apart)} of {len(files)} files the patches disagree by more than {_SPREAD} px: such labels are "
-            "turned, scaled or bent (--max-rotation, --max-scale), or made of parts that moved by themselves."
+            "turned, scaled or bent (--max-rotation, --max-scale, --deformable), or made of parts that moved by "
+            "themselves."
+        )
+    bent = [label.bending for label in sure if label.bending is not None]
+    if bent:
+        said.append(
+            f"Beyond shifts{' and turns' if any(label.turns for label in sure) else ''} labels are bent by "
+            f"{pixels(float(np.median(bent)))} (median). `tfalign realign` moves them back, but does not unbend them."
         )
     return said
 

@@ -13,15 +13,27 @@ from tfalign.jobs import files, run_reading
 from tfalign.jobs.config import AUTO
 from tfalign.jobs.run_data import ignored_class
 from tfalign.losses import ShiftInvariantLoss
+from tfalign.models.deformable import DeformableModel
 from tfalign.models.unet import unet
+from tfalign.models.warp_network import WarpNetwork
 
 
 def made(config, facts):
-    """The network that the settings name, for data as `data.json` describes it.
+    """The network that the settings name, for data as `data.json` describes it; of bent labels a `DeformableModel`.
 
     Raises:
         ValueError, TypeError: no such model, or it does not fit the data.
     """
+    network = _predictor(config, facts)
+    return network if config.deformable is False else _deformable(network, config)
+
+
+def _deformable(network, config):
+    options = {name: as_tuples(value) for name, value in config.deformable_options.items()}
+    return DeformableModel(network, WarpNetwork(**options.pop("warp_network", {})), **options)
+
+
+def _predictor(config, facts):
     sizes = {name: facts[name] for name in ("rank", "input_channels", "output_channels")}
     if config.model == "unet":
         options = {"filters": config.filters, "depth": config.depth, "activation": _activation(config)}
@@ -48,12 +60,19 @@ def trained(folder, config, facts, *, model=None):
     network = made(dataclasses.replace(config, model=model), facts)
     compile_for(network, config)
     network.load_weights(str(run_reading.best_model(folder.path)))
-    return network
+    return predictor_of(network)
+
+
+def predictor_of(model):
+    """What is left of a model once it is trained: of a `DeformableModel` its predictor."""
+    return model.predictor if isinstance(model, DeformableModel) else model
 
 
 def check(config):
     """Raises what would otherwise only come up once the files are read."""
     loss_of(config)
+    if config.deformable is not False:
+        _deformable(keras.Sequential(), config)
     if config.model.endswith(".keras") and not os.path.isfile(config.model):
         raise FileNotFoundError(_checks.message("`model` must be a file.", {"model": config.model}))
 

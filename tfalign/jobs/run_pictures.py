@@ -12,9 +12,10 @@ from PIL import Image
 from tfalign.data.cache import Cache
 from tfalign.data.realignment import registered
 from tfalign.data.split import SETS
-from tfalign.jobs import figures, files, run_data, run_figures, run_reading
+from tfalign.jobs import figures, files, networks, run_data, run_figures, run_reading
 from tfalign.jobs.run_folder import RunFolder
-from tfalign.ops import geometry, resample
+from tfalign.models.deformable import DeformableModel
+from tfalign.ops import displacements, resample
 
 _LARGEST = 384  # pixels a side of a picture
 _HELD_OUT = 4
@@ -32,12 +33,14 @@ class Trained(NamedTuple):
         cache: the run's, or its stream.
         ignore_class: that of class maps, None for other labels.
         search: options of `tfalign.register`.
+        align: of bent labels `DeformableModel.align`, traced, else None.
     """
 
     model: Callable
     cache: Cache
     ignore_class: int | None
     search: dict
+    align: Callable | None = None
 
     @classmethod
     def of_run(cls, folder, summary):
@@ -51,8 +54,11 @@ class Trained(NamedTuple):
         bounds = {name: _plain(value) for name, value in (summary.get("bounds") or {}).items() if value}
         search = {"max_shift": 8, "similarity": summary.get("similarity") or "ncc", **bounds}
         search["similarity"] = "ncc" if search["similarity"] == "base" else search["similarity"]
-        model = files.read_model(run_reading.best_model(folder))
-        return cls(model, cache, run_reading.cutting(folder).ignore_class, search)
+        model, align = files.read_model(run_reading.best_model(folder), whole=True), None
+        if isinstance(model, DeformableModel):
+            networks.compile_for(model, RunFolder(folder).config())
+            align = tf.function(model.align, autograph=False)
+        return cls(model, cache, run_reading.cutting(folder).ignore_class, search, align)
 
     def predicted(self, patch):
         """The prediction of a patch `(*spatial, channels)`; of class maps the number of the largest channel."""
@@ -73,6 +79,19 @@ class Trained(NamedTuple):
         )
         values = values.numpy()[0].astype(np.float32)
         return np.where(values == self.ignore_class, np.nan, values) if is_map else values
+
+    def laid_back(self, patch, like, label):
+        """The label of a patch laid on the grid of its prediction, float, NaN if unknown; and by what displacements.
+
+        These are `(*spatial, d)` pixels, or None where it was only shifted.
+        """
+        if self.align is not None:
+            found = self.align(*(tf.constant(patch[side][np.newaxis]) for side in ("input", "label")))
+            known = found.mask[0, ..., np.newaxis].numpy() > 0.0
+            return np.where(known, found.label[0], np.nan).astype(np.float32), found.displacement[0].numpy()
+        transform = tf.constant(label.transform(), tf.float32)
+        field = displacements.from_transform(transform, like.shape[:-1])[0].numpy() if label.turns else None
+        return self.laid(patch["label"], like, transform), field
 
 
 def of_labels(trained, wanted):
@@ -147,13 +166,13 @@ def _of_label(trained, patch, label):
     prediction = trained.predicted(patch)
     rank = prediction.ndim - 1
     before = trained.laid(patch["label"], prediction, np.eye(rank + 1)[np.newaxis])
-    after = trained.laid(patch["label"], prediction, label.transform())
+    after, field = trained.laid_back(patch, prediction, label)
     overlay = _overlay if rank > 1 else _signals
     return {
         "input": _picture(patch["input"]),
         "before": overlay(prediction, before),
         "after": overlay(prediction, after),
-        "field": _field(label, prediction) if rank == 2 and label.turns else None,
+        "field": run_figures.field(field) if rank == 2 and field is not None else None,
     }
 
 
@@ -163,7 +182,7 @@ def _shown(trained, patch, label):
     rank = prediction.ndim - 1
     drawn = {"label as it came": trained.laid(patch["label"], prediction, np.eye(rank + 1)[np.newaxis])}
     if label is not None:
-        drawn["label laid back"] = trained.laid(patch["label"], prediction, label.transform())
+        drawn["label laid back"], _ = trained.laid_back(patch, prediction, label)
     if rank == 1:
         pictures = {title: _signals(prediction, one) for title, one in drawn.items()}
     elif trained.ignore_class is not None:
@@ -185,14 +204,6 @@ def _overlay(prediction, label):
 
 def _signals(prediction, label):
     return run_figures.signals({"label": label.mean(axis=-1), "prediction": prediction.mean(axis=-1)})
-
-
-def _field(label, like):
-    """The displacements of a transform over a patch."""
-    shape = like.shape[:-1]
-    transform = tf.constant(label.transform(), tf.float32)
-    moved = geometry.transformed_grid(transform, shape)[0] - geometry.centered_grid(shape)
-    return run_figures.field(moved.numpy())
 
 
 def _picture(values, low=None, high=None):

@@ -257,8 +257,8 @@ class _Training:
         if not (served / "1").exists():
             try:
                 export_serving(
-                    self.model, served, version=1, preprocess=self.data.cache.preprocessing, **_channels(self.data),
-                    card=_card(summary, self.config),
+                    networks.predictor_of(self.model), served, version=1,
+                    preprocess=self.data.cache.preprocessing, card=_card(summary, self.config), **_channels(self.data),
                 )  # fmt: skip
             except (ValueError, TypeError, tf.errors.OpError) as error:
                 self.announce(f"The model is not exported for TF Serving: {' '.join(str(error).split())}")

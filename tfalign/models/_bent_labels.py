@@ -149,26 +149,29 @@ class Labels(NamedTuple):
         both, inside = resample.warp(tf.concat([self.dense, self.valid], axis=-1), displacement)
         return both[..., :-1], inside * both[..., -1]
 
-    def beside(self, moves, task):
+    def beside(self, moves, task, *, with_margin):
         """A function that makes the inputs of a warp network from a prediction.
 
-        They are what the prediction means, and the dense label after the move, holes filled with the former.
+        They are what the prediction means, and the dense label after the move: with its margin and NaN in its holes,
+        or on the prediction's grid with holes filled by the former.
         """
+        shape = geometry.spatial_shape(self.values) if with_margin else self.shape
         if task.search is None:
-            label, counts = self.cropped(self.dense)
+            label, counts = self.cropped(self.dense, shape)
         else:
-            label, counts = self.dense_pulled(displacements.from_transform(moves, self.shape))
+            label, counts = self.dense_pulled(displacements.from_transform(moves, shape))
         known = counts[..., tf.newaxis] > COUNTS
 
         def seen(prediction):
             prediction = task.activated(prediction)
-            return [prediction, tf.where(known, label, prediction)]
+            return [prediction, tf.where(known, label, np.nan if with_margin else prediction)]
 
         return seen
 
-    def cropped(self, values):
-        """`values` on the prediction's grid as they lie, and the mask."""
-        values, valid = (resample.crop_or_pad(one, self.shape) for one in (values, self.valid))
+    def cropped(self, values, shape=None):
+        """`values` as they lie on a grid of these sizes, by default the prediction's, and the mask."""
+        shape = self.shape if shape is None else shape
+        values, valid = (resample.crop_or_pad(one, shape) for one in (values, self.valid))
         return values, valid[..., 0]
 
 

@@ -180,7 +180,7 @@ class DeformableModel(keras.Model):
         task = Task.of(getattr(self, "loss", None) or "mae", self.warp_loss)
         labels = Labels.of(labels, prediction, task)
         moves = self._moves(prediction, labels, task)
-        seen = labels.beside(moves, task)
+        seen = labels.beside(moves, task, with_margin=isinstance(self.warp_network, WarpNetwork))
         other = _checks.floating(self.predictor_twin(inputs, training=False), "prediction")
         fields = [
             network(seen(one), training=False)
@@ -200,7 +200,7 @@ class DeformableModel(keras.Model):
         moves = tf.stop_gradient(self._moves(prediction, labels, task))
 
         watched = tf.stop_gradient(prediction) if self.stop_gradient else prediction
-        seen = labels.beside(moves, task)
+        seen = labels.beside(moves, task, with_margin=isinstance(self.warp_network, WarpNetwork))
         bent = self.warp_network_twin(seen(watched), training=False)
         if self.stop_gradient and self._twins.all_frozen(self.warp_network_twin):
             bent = tf.stop_gradient(bent)

@@ -1,6 +1,9 @@
 """The warp network: finds the displacement field that lays a label on a prediction."""
 
+import itertools
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
@@ -10,6 +13,8 @@ FORMS = ("velocity", "displacement")
 _INPUTS = ("prediction", "label")
 _CONVOLUTIONS = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 _BETWEEN_LEVELS = 2  # squarings: the next level sees what they leave
+_REACH = {1: 4, 2: 2, 3: 1}  # pixels of a level, of the comparisons around each of its pixels, by rank
+_KNOWN = 0.25  # share of a pixel that must be known
 _SHARPEST = 10.0  # what a normalised difference is cut at: an odd pixel must not drown the others
 
 
@@ -19,7 +24,7 @@ def warp_network(
     channels=None,
     form="velocity",
     max_displacement=16.0,
-    filters=16,
+    filters=32,
     depth=4,
     spacing=2,
     squarings=6,
@@ -58,12 +63,15 @@ def warp_network(
 class WarpNetwork(keras.Model):
     """Displacement fields from predictions and labels, coarse to fine: `prediction(u) ~ label(u + displacement(u))`.
 
-    Called with `[prediction, label]`, each `(batch, *spatial, channels)` and of one size, it returns `(batch,
-    *spatial, d)` float32, pixels. Each level halves the grid. From the coarsest to the finest the label is moved by
-    what is known so far; two convolutions see prediction, moved label, the force between them (their difference times
-    their slope, over its square, as in optical flow) and what the level above saw, and add to the field. The last
-    convolution of each level starts near zero, so that an untrained network hardly moves anything. Pairs are
-    normalised to mean 0 and variance 1 together; where a pair is flat or not finite the values are those of zeros.
+    Called with `[prediction, label]`, each `(batch, *spatial, channels)`, it returns `(batch, *spatial, d)` float32,
+    pixels, on the grid of the prediction. A label may be larger, on the same centre: its margin is what can move in.
+
+    Each level halves the grid. From the coarsest to the finest the label is moved by what is known so far; two
+    convolutions see prediction, moved label, the force between them (their difference times their slope, over its
+    square, as in optical flow), how they differ at each shift of a few pixels of the level, and what the level above
+    saw, and add to the field. The last convolution of each level starts near zero, so that an untrained network hardly
+    moves anything. Pairs are normalised to mean 0 and variance 1 together; where a prediction is not finite the values
+    are those of zeros, and where a label is not known (NaN, or outside) nothing pulls.
 
     Args:
         form: "velocity": the field is that of a flow (scaling and squaring), so that it can be inverted and does not
@@ -80,7 +88,8 @@ class WarpNetwork(keras.Model):
         TypeError, ValueError: an option out of range, or inputs that do not fit.
 
     Source: Dalca et al. (2018), doi:10.1007/978-3-030-00928-1_82, for a network that gives a velocity; Thirion (1998),
-        doi:10.1016/S1361-8415(98)80022-4, for the force.
+        doi:10.1016/S1361-8415(98)80022-4, for the force; Sun et al. (2018), doi:10.1109/CVPR.2018.00931, for the
+        comparisons at each level.
     """
 
     built: bool  # for type checkers: it is Keras's
@@ -90,7 +99,7 @@ class WarpNetwork(keras.Model):
         *,
         form="velocity",
         max_displacement=16.0,
-        filters=16,
+        filters=32,
         depth=4,
         spacing=2,
         squarings=6,
@@ -119,7 +128,7 @@ class WarpNetwork(keras.Model):
         rank, channels = _checked_shapes(*input_shape)
         self._channels = (rank, channels)
         filters = self.options["filters"]
-        seen = 2 * channels + rank
+        seen = 2 * channels + 1 + rank + (2 * _REACH[rank] + 1) ** rank
         for level in range(self.options["depth"]):
             coarsest = level == self.options["depth"] - 1
             for part, inputs, outputs in (
@@ -152,22 +161,36 @@ class WarpNetwork(keras.Model):
     def call(self, inputs):
         """The displacement field of `[prediction, label]`."""
         prediction, label = (tf.cast(_checks.floating(one, name), tf.float32) for name, one in zip(_INPUTS, inputs))
-        rank = _checks.spatial_rank("prediction", prediction)
-        channels, shape = prediction.shape[-1], geometry.spatial_shape(prediction)
+        _checks.spatial_rank("prediction", prediction)
+        shape = geometry.spatial_shape(prediction)
         spacing, depth = self.options["spacing"], self.options["depth"]
-        grids = _pyramid(_normalised(prediction, label), spacing, depth, rank)
+        prediction, label, known = _normalised(prediction, _with_margin(label, shape, spacing * 2 ** (depth - 1)))
+        fixed_grids, moving_grids, known_grids = (
+            _pyramid(one, spacing, depth) for one in (prediction, label * known, known)
+        )
         field, features = None, None
         for level in reversed(range(depth)):
             first, second, last = self.convolutions[3 * level : 3 * level + 3]
-            pixel, size = float(spacing * 2**level), geometry.spatial_shape(grids[level])
-            fixed, moving = grids[level][..., :channels], grids[level][..., channels:]
+            fixed = fixed_grids[level]
+            pixel, size = float(spacing * 2**level), geometry.spatial_shape(fixed)
+            moving = tf.concat([moving_grids[level], known_grids[level]], axis=-1)
             above: list[tf.Tensor] = []
-            if field is not None:
+            if field is None:
+                moving = resample.crop_or_pad(moving, size)
+            else:
                 field = displacements.from_control_points(field, shape=size, spacing=2)
-                known = self._displacement(field, pixel=pixel, squarings=_BETWEEN_LEVELS) / pixel
-                moving, _ = resample.sample(moving, geometry.centered_grid(size) + known, interpolation="linear")
+                found = self._displacement(field, pixel=pixel, squarings=_BETWEEN_LEVELS) / pixel
+                coordinates = geometry.centered_grid(size) + found
+                # With a border of nothing, which goes on outside.
+                bordered = resample.crop_or_pad(moving, [one + 2 for one in geometry.spatial_shape(moving)])
+                moving, _ = resample.sample(bordered, coordinates, interpolation="linear", finite=True)
                 above = [tf.cast(_doubled(features, size), tf.float32)]
-            features = second(first(tf.concat([fixed, moving, _force(fixed, moving), *above], axis=-1)))
+            moving, weight = moving[..., :-1], moving[..., -1:]
+            # Where there is no label it is as predicted: nothing pulls.
+            is_known = weight > _KNOWN
+            moving = tf.where(is_known, moving / tf.where(is_known, weight, 1.0), fixed)
+            seen = [fixed, moving, 1.0 - weight, _force(fixed, moving), _unlikeness(fixed, moving, weight), *above]
+            features = second(first(tf.concat(seen, axis=-1)))
             change = pixel * last(features)
             field = change if field is None else field + change
         field = self._displacement(field, pixel=float(spacing), squarings=self.options["squarings"])
@@ -213,19 +236,46 @@ def _checked_shapes(prediction, label):
     return len(prediction) - 2, prediction[-1]
 
 
+def _with_margin(label, shape, coarsest):
+    """The label on the grid of the prediction and as many whole pixels of the coarsest level around as it needs.
+
+    So that all levels of both share one centre. What was added is NaN.
+    """
+    wanted = []
+    for size, available in zip(shape, geometry.spatial_shape(label)):
+        beyond = (tf.maximum if tf.is_tensor(available - size) else max)(available - size, 0)
+        wanted.append(size + 2 * coarsest * (-(-beyond // (2 * coarsest))))
+    known = resample.crop_or_pad(tf.ones_like(label[..., :1]), wanted) > 0.0
+    return tf.where(known, resample.crop_or_pad(label, wanted), np.nan)
+
+
 def _normalised(prediction, label):
-    """Both, one after the other in the channels, `(batch, *spatial, 2 channels)`: mean 0, variance 1."""
-    pair = tf.concat([prediction, label], axis=-1)
-    pair = tf.where(tf.math.is_finite(pair), pair, 0.0)
-    axes = list(range(1, pair.shape.rank))
-    mean = tf.reduce_mean(pair, axis=axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(pair - mean), axis=axes, keepdims=True)
+    """Both with mean 0 and variance 1 together, and where the label is known, `(batch, *spatial, 1)` 1.0 or 0.0."""
+    known = tf.cast(tf.reduce_all(tf.math.is_finite(label), axis=-1, keepdims=True), label.dtype)
+    prediction = tf.where(tf.math.is_finite(prediction), prediction, 0.0)
+    label = tf.where(known > 0.0, label, 0.0)
+    axes = list(range(1, prediction.shape.rank))
+
+    larger = tf.cast(tf.size(label[0]) / tf.size(prediction[0]), label.dtype)
+    share = tf.reduce_mean(known, axis=axes, keepdims=True)
+
+    def mean_of(one, other):
+        # Of means, not of sums: a flat pair must come out flat.
+        mine, others = (tf.reduce_mean(values, axis=axes, keepdims=True) for values in (one, other * known))
+        return (mine + larger * others) / (1.0 + larger * share)
+
+    mean = mean_of(prediction, label)
+    variance = mean_of(tf.square(prediction - mean), tf.square(label - mean))
     # Relative to the values: what rounding leaves of a flat pair is no texture.
-    floor = 1e-6 * tf.reduce_mean(tf.square(pair), axis=axes, keepdims=True) + 1e-30
-    return tf.clip_by_value((pair - mean) * tf.math.rsqrt(variance + floor), -_SHARPEST, _SHARPEST)
+    floor = 1e-6 * mean_of(tf.square(prediction), tf.square(label)) + 1e-30
+    prediction, label = (
+        tf.clip_by_value((one - mean) * tf.math.rsqrt(variance + floor), -_SHARPEST, _SHARPEST)
+        for one in (prediction, label)
+    )
+    return prediction, label, known
 
 
-def _pyramid(values, spacing, depth, rank):
+def _pyramid(values, spacing, depth):
     """Means over ever larger pixels: a list of `depth` grids, the finest with pixels of `spacing`."""
     grids: list[tf.Tensor] = []
     pixel = 1
@@ -244,6 +294,24 @@ def _force(fixed, moving):
     square = tf.reduce_sum(tf.add_n([tf.square(slope) for slope in slopes]) + tf.square(difference), axis=-1)
     pulls = tf.stack([tf.reduce_sum(difference * slope, axis=-1) for slope in slopes], axis=-1)
     return pulls / (square[..., tf.newaxis] + 1e-3)
+
+
+def _unlikeness(fixed, moving, weight):
+    """How much more `moving`, read a few pixels away, differs around each pixel: `(batch, *spatial, shifts)`.
+
+    More than in the mean over all the shifts; 0 where nothing is known of a shift.
+    """
+    rank, shape = fixed.shape.rank - 2, geometry.spatial_shape(fixed)
+    reach = _REACH[rank]
+    padded = tf.pad(tf.concat([moving, weight], axis=-1), [[0, 0], *[[reach, reach]] * rank, [0, 0]])
+    differences, weights = [], []
+    for start in itertools.product(range(2 * reach + 1), repeat=rank):
+        part = tf.slice(padded, [0, *start, 0], [-1, *shape, -1])
+        weights.append(part[..., -1])
+        differences.append(weights[-1] * tf.reduce_mean(tf.abs(fixed - part[..., :-1]), axis=-1))
+    differences, weights = tf.stack(differences, axis=-1), tf.stack(weights, axis=-1)
+    total, count = (tf.reduce_sum(one, axis=-1, keepdims=True) for one in (differences, weights))
+    return tf.nn.avg_pool(differences - weights * tf.math.divide_no_nan(total, count), 3, 1, "SAME")
 
 
 def _doubled(features, shape):

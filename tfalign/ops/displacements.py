@@ -141,6 +141,25 @@ def smoothness_energy(displacement):
     return total
 
 
+def bending(displacement):
+    """What no shift, rotation, scale or shear describes of a displacement: its RMS length, `(batch,)` pixels.
+
+    The affine part is the least-squares fit over the grid.
+    """
+    rest = checked(displacement)
+    axes = list(range(1, rest.shape.rank - 1))
+    rest -= tf.reduce_mean(rest, axis=axes, keepdims=True)
+    # Centred rows, columns and planes are orthogonal, so each slope is a fit of its own.
+    for axis in axes:
+        size = tf.shape(rest)[axis]
+        at = tf.cast(tf.range(size), rest.dtype) - 0.5 * tf.cast(size - 1, rest.dtype)
+        at = tf.reshape(at, [-1 if one == axis else 1 for one in range(rest.shape.rank)])
+        rest -= at * tf.math.divide_no_nan(
+            tf.reduce_mean(rest * at, axis=axes, keepdims=True), tf.reduce_mean(tf.square(at))
+        )
+    return tf.sqrt(tf.reduce_mean(tf.reduce_sum(tf.square(rest), axis=-1), axis=axes))
+
+
 def from_control_points(values, *, shape, spacing):
     """Cubic B-splines over a coarse grid: smooth values for every pixel, also the displacement of a coarse field.
 
