@@ -343,3 +343,30 @@ def unlikeness(fixed, moving, weight, reach):
         ]
         result[at] = np.mean(near, axis=0)
     return result
+
+
+def newton_step(fixed, moving, weight, spacing, damping):
+    """Least-squares steps `(*coarse, d)` around each control point, and 1 less what damping makes of a determinant.
+
+    A point counts the means over its block of pixels, averaged twice over its neighbours.
+    """
+    shape, rank = fixed.shape[:-1], fixed.ndim - 1
+    slopes = np.stack([np.gradient(0.5 * (fixed + moving), axis=axis) for axis in range(rank)], axis=-1)
+    equations = np.einsum("...ci,...cj->...ij", slopes, slopes) * weight[..., None, None]
+    wanted = np.einsum("...ci,...c->...i", slopes, fixed - moving) * weight[..., None]
+    coarse = tuple(size // spacing for size in shape)
+    sums = np.concatenate([equations, wanted[..., None]], axis=-1)
+    blocks = np.zeros((*coarse, rank, rank + 1))
+    for at in np.ndindex(coarse):
+        blocks[at] = sums[tuple(slice(spacing * one, spacing * one + spacing) for one in at)].mean(
+            axis=tuple(range(rank))
+        )
+    for _ in range(2):
+        around = np.zeros_like(blocks)
+        for at in np.ndindex(coarse):
+            near = (tuple(np.add(at, step)) for step in itertools.product((-1, 0, 1), repeat=rank))
+            inside = [one for one in near if all(0 <= index < size for index, size in zip(one, coarse))]
+            around[at] = np.mean([blocks[one] for one in inside], axis=0)
+        blocks = around
+    matrix = blocks[..., :rank] + damping * np.eye(rank)
+    return np.linalg.solve(matrix, blocks[..., rank:])[..., 0], 1.0 - damping**rank / np.linalg.det(matrix)

@@ -7,7 +7,7 @@ from scipy import ndimage
 import tfalign
 from tests import reference
 from tfalign.data import misalign
-from tfalign.models.warp_network import _REACH, _unlikeness
+from tfalign.models.warp_network import _DAMPING, _REACH, _newton_step, _unlikeness
 from tfalign.ops import displacements
 
 SIZES = [(33,), (20, 17), (7, 8, 9)]
@@ -30,10 +30,13 @@ def wild(network, rng, scale=0.3):
 def test_takes_rank_and_channels_at_its_first_call(rng, size):
     network = tfalign.models.warp_network()
     assert not network.built
-    field = network(pair(rng, size))
+    prediction, label = pair(rng, size)
+    field = network([prediction, label])
     assert field.shape == (2, *size, len(size))
     assert field.dtype == tf.float32
-    assert 0 < np.max(np.abs(field)) < 0.1
+    # Untrained it takes one step of least squares, and none where there is nothing to gain.
+    assert 0 < np.max(np.abs(field)) < 1.1
+    assert 0 < np.max(np.abs(network([prediction, prediction]))) < 0.1
     again = tfalign.models.warp_network(rank=len(size), channels=2)
     assert [w.shape for w in again.get_weights()] == [w.shape for w in network.get_weights()]
 
@@ -111,6 +114,31 @@ def test_unlikeness_is_that_of_the_truth(run, rng, size):
     for sample in range(2):
         wanted = reference.unlikeness(fixed[sample], moving[sample], weight[sample, ..., 0], reach)
         np.testing.assert_allclose(found[sample], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "spacing"), [((12,), 2), ((8, 12), 4), ((4, 6, 4), 2)])
+def test_a_step_is_that_of_least_squares_around_each_point(run, rng, size, spacing):
+    fixed, moving = pair(rng, size)
+    weight = rng.random((2, *size, 1)).astype(np.float32)
+    weight[0] = 0.0
+    step, certainty = run(lambda *pair: _newton_step(*pair, spacing), fixed, moving, weight)
+    for sample in range(2):
+        wanted, sure = reference.newton_step(
+            fixed[sample], moving[sample], weight[sample, ..., 0], spacing, damping=_DAMPING
+        )
+        np.testing.assert_allclose(step[sample], np.clip(wanted, -1, 1), atol=1e-4)
+        np.testing.assert_allclose(certainty[sample, ..., 0], sure, atol=1e-4)
+    np.testing.assert_array_equal(step[0], np.zeros_like(step[0]))
+
+
+def test_a_step_finds_a_small_shift(rng):
+    x = ndimage.gaussian_filter(rng.standard_normal((2, 40, 40, 2)), (0, 2.5, 2.5, 0), mode="wrap")
+    x = (x / x.std()).astype(np.float32)
+    moved = ndimage.shift(x, (0, 0.4, -0.3, 0), order=5, mode="grid-wrap").astype(np.float32)
+    step, _ = _newton_step(tf.constant(x), tf.constant(moved), tf.ones_like(x[..., :1]), 2)
+    # Damping shortens it.
+    share = np.mean(step, axis=(0, 1, 2)) / [0.4, -0.3]
+    assert np.all((share > 0.8) & (share < 1.02))
 
 
 def test_range_and_offset_of_the_pair_do_not_matter(rng):

@@ -15,6 +15,7 @@ _CONVOLUTIONS = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers
 _BETWEEN_LEVELS = 2  # squarings: the next level sees what they leave
 _REACH = {1: 4, 2: 2, 3: 1}  # pixels of a level, of the comparisons around each of its pixels, by rank
 _KNOWN = 0.25  # share of a pixel that must be known
+_DAMPING = 0.02  # of the equations, as squared slopes of values of variance 1
 _SHARPEST = 10.0  # what a normalised difference is cut at: an odd pixel must not drown the others
 
 
@@ -69,9 +70,11 @@ class WarpNetwork(keras.Model):
     Each level halves the grid. From the coarsest to the finest the label is moved by what is known so far; two
     convolutions see prediction, moved label, the force between them (their difference times their slope, over its
     square, as in optical flow), how they differ at each shift of a few pixels of the level, and what the level above
-    saw, and add to the field. The last convolution of each level starts near zero, so that an untrained network hardly
-    moves anything. Pairs are normalised to mean 0 and variance 1 together; where a prediction is not finite the values
-    are those of zeros, and where a label is not known (NaN, or outside) nothing pulls.
+    saw, and add to the field. At last the label is read at full size; a damped least-squares step around each control
+    point, of at most a pixel, is added, and what two more convolutions make of it. The last convolution of each level
+    starts near zero, so that an untrained network takes that step alone. Pairs are normalised to mean 0 and variance 1
+    together; where a prediction is not finite the values are those of zeros, and where a label is not known (NaN, or
+    outside) nothing pulls.
 
     Args:
         form: "velocity": the field is that of a flow (scaling and squaring), so that it can be inverted and does not
@@ -89,7 +92,7 @@ class WarpNetwork(keras.Model):
 
     Source: Dalca et al. (2018), doi:10.1007/978-3-030-00928-1_82, for a network that gives a velocity; Thirion (1998),
         doi:10.1016/S1361-8415(98)80022-4, for the force; Sun et al. (2018), doi:10.1109/CVPR.2018.00931, for the
-        comparisons at each level.
+        comparisons at each level; Lucas and Kanade (1981), IJCAI, 674-679, for the step.
     """
 
     built: bool  # for type checkers: it is Keras's
@@ -129,16 +132,17 @@ class WarpNetwork(keras.Model):
         self._channels = (rank, channels)
         filters = self.options["filters"]
         seen = 2 * channels + 1 + rank + (2 * _REACH[rank] + 1) ** rank
-        for level in range(self.options["depth"]):
-            coarsest = level == self.options["depth"] - 1
-            for part, inputs, outputs in (
-                ("first", seen + (0 if coarsest else filters), filters),
+        depth = self.options["depth"]
+        stages = {f"level_{level}": seen + (filters if level < depth - 1 else 0) for level in range(depth)}
+        for stage, inputs in {**stages, "last": rank + 2 + filters}.items():
+            for part, taken, outputs in (
+                ("first", inputs, filters),
                 ("second", filters, filters),
                 ("field", filters, rank),
             ):
-                name, options = f"level_{level}_{part}", _options_of(part)
+                name, options = f"{stage}_{part}", _options_of(part)
                 layer = _CONVOLUTIONS[rank](outputs, 3, padding="same", name=name, **options)
-                layer.build((None,) * (rank + 1) + (inputs,))
+                layer.build((None,) * (rank + 1) + (taken,))
                 self.convolutions.append(layer)
         self.built = True
 
@@ -161,7 +165,7 @@ class WarpNetwork(keras.Model):
     def call(self, inputs):
         """The displacement field of `[prediction, label]`."""
         prediction, label = (tf.cast(_checks.floating(one, name), tf.float32) for name, one in zip(_INPUTS, inputs))
-        _checks.spatial_rank("prediction", prediction)
+        rank = _checks.spatial_rank("prediction", prediction)
         shape = geometry.spatial_shape(prediction)
         spacing, depth = self.options["spacing"], self.options["depth"]
         prediction, label, known = _normalised(prediction, _with_margin(label, shape, spacing * 2 ** (depth - 1)))
@@ -175,24 +179,24 @@ class WarpNetwork(keras.Model):
             pixel, size = float(spacing * 2**level), geometry.spatial_shape(fixed)
             moving = tf.concat([moving_grids[level], known_grids[level]], axis=-1)
             above: list[tf.Tensor] = []
-            if field is None:
-                moving = resample.crop_or_pad(moving, size)
-            else:
+            found = tf.zeros([1, *size, rank])
+            if field is not None:
                 field = displacements.from_control_points(field, shape=size, spacing=2)
                 found = self._displacement(field, pixel=pixel, squarings=_BETWEEN_LEVELS) / pixel
-                coordinates = geometry.centered_grid(size) + found
-                # With a border of nothing, which goes on outside.
-                bordered = resample.crop_or_pad(moving, [one + 2 for one in geometry.spatial_shape(moving)])
-                moving, _ = resample.sample(bordered, coordinates, interpolation="linear", finite=True)
                 above = [tf.cast(_doubled(features, size), tf.float32)]
-            moving, weight = moving[..., :-1], moving[..., -1:]
-            # Where there is no label it is as predicted: nothing pulls.
-            is_known = weight > _KNOWN
-            moving = tf.where(is_known, moving / tf.where(is_known, weight, 1.0), fixed)
+            moving, weight = _read(moving, found, fixed)
             seen = [fixed, moving, 1.0 - weight, _force(fixed, moving), _unlikeness(fixed, moving, weight), *above]
             features = second(first(tf.concat(seen, axis=-1)))
             change = pixel * last(features)
             field = change if field is None else field + change
+        first, second, last = self.convolutions[3 * depth :]
+        found = self._displacement(field, pixel=float(spacing), squarings=_BETWEEN_LEVELS)
+        found = displacements.from_control_points(found, shape=shape, spacing=spacing)
+        moving, weight = _read(tf.concat([label * known, known], axis=-1), found, prediction)
+        step, certainty = _newton_step(prediction, moving, weight, spacing)
+        unknown = 1.0 - _pyramid(weight, spacing, 1)[0]
+        seen = [step, certainty, unknown, tf.cast(features, tf.float32)]
+        field += step + float(spacing) * last(second(first(tf.concat(seen, axis=-1))))
         field = self._displacement(field, pixel=float(spacing), squarings=self.options["squarings"])
         return displacements.from_control_points(field, shape=shape, spacing=spacing)
 
@@ -285,6 +289,49 @@ def _pyramid(values, spacing, depth):
         values = tf.nn.avg_pool(values, 2, 2, "SAME")
         pixel *= 2
     return grids
+
+
+def _read(moving, displacement, fixed):
+    """The label through a displacement on the grid of `fixed`, and the weight of what is known there.
+
+    `moving` has that weight in its last channel, and the others multiplied by it.
+    """
+    coordinates = geometry.centered_grid(geometry.spatial_shape(fixed)) + displacement
+    # With a border of nothing, which goes on outside.
+    bordered = resample.crop_or_pad(moving, [size + 2 for size in geometry.spatial_shape(moving)])
+    values, _ = resample.sample(bordered, coordinates, interpolation="linear", finite=True)
+    values, weight = values[..., :-1], values[..., -1:]
+    # Where there is no label it is as predicted: nothing pulls.
+    is_known = weight > _KNOWN
+    return tf.where(is_known, values / tf.where(is_known, weight, 1.0), fixed), weight
+
+
+def _newton_step(fixed, moving, weight, spacing):
+    """What brings `moving` onto `fixed` around each control point, by least squares; and how certain that is.
+
+    Both `(batch, *coarse, d)` and `(batch, *coarse, 1)`: pixels, at most one, and a share in [0, 1].
+    """
+    rank, difference = fixed.shape.rank - 2, fixed - moving
+    slopes = [0.5 * displacements.central_difference(fixed + moving, axis) for axis in range(1, rank + 1)]
+    pairs = [(one, other) for one in range(rank) for other in range(one, rank)]
+    products = [slopes[one] * slopes[other] for one, other in pairs] + [slope * difference for slope in slopes]
+    sums = weight * tf.stack([tf.reduce_sum(one, axis=-1) for one in products], axis=-1)
+    (sums,) = _pyramid(sums, spacing, 1)
+    for _ in range(2):
+        sums = tf.nn.avg_pool(sums, 3, 1, "SAME")
+    square = dict(zip(pairs, tf.unstack(sums[..., : len(pairs)], axis=-1)))
+    wanted = tf.unstack(sums[..., len(pairs) :], axis=-1)
+    rows = [
+        [square[min(one, other), max(one, other)] + (_DAMPING if one == other else 0.0) for other in range(rank)]
+        for one in range(rank)
+    ]
+    whole = geometry.determinant_of_rows(rows)
+    step = [
+        geometry.determinant_of_rows([[*row[:axis], value, *row[axis + 1 :]] for row, value in zip(rows, wanted)])
+        / whole
+        for axis in range(rank)
+    ]
+    return tf.clip_by_value(tf.stack(step, axis=-1), -1.0, 1.0), (1.0 - _DAMPING**rank / whole)[..., tf.newaxis]
 
 
 def _force(fixed, moving):
