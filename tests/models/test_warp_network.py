@@ -30,13 +30,10 @@ def wild(network, rng, scale=0.3):
 def test_takes_rank_and_channels_at_its_first_call(rng, size):
     network = tfalign.models.warp_network()
     assert not network.built
-    prediction, label = pair(rng, size)
-    field = network([prediction, label])
+    field = network(pair(rng, size))
     assert field.shape == (2, *size, len(size))
     assert field.dtype == tf.float32
-    # Untrained it takes one step of least squares, and none where there is nothing to gain.
-    assert 0 < np.max(np.abs(field)) < 1.1
-    assert 0 < np.max(np.abs(network([prediction, prediction]))) < 0.1
+    assert 0 < np.max(np.abs(field)) < 0.1
     again = tfalign.models.warp_network(rank=len(size), channels=2)
     assert [w.shape for w in again.get_weights()] == [w.shape for w in network.get_weights()]
 
