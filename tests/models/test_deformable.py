@@ -44,7 +44,8 @@ def bending(network, scale=0.3):
     for layer in network.convolutions:
         if layer.name.endswith("field"):
             kernel, bias = layer.get_weights()
-            layer.set_weights([scale * rng.standard_normal(kernel.shape), bias])
+            small_step = 0.1 if layer.name.startswith("last") else 1.0
+            layer.set_weights([small_step * scale * rng.standard_normal(kernel.shape), bias])
     return network
 
 
