@@ -287,9 +287,16 @@ def _pyramid(values, spacing, depth):
     while len(grids) < depth:
         if pixel >= spacing:
             grids.append(values)
-        values = tf.nn.avg_pool(values, 2, 2, "SAME")
+        values = _averaged(values, 2, 2)
         pixel *= 2
     return grids
+
+
+def _averaged(values, size, stride):
+    """Means over windows; of what lies inside."""
+    # Named: TensorFlow's gradient of volumes fails on the default.
+    data_format = {1: "NWC", 2: "NHWC", 3: "NDHWC"}[values.shape.rank - 2]
+    return tf.nn.avg_pool(values, size, stride, "SAME", data_format)
 
 
 def _read(moving, displacement, fixed):
@@ -319,7 +326,7 @@ def _newton_step(fixed, moving, weight, spacing):
     sums = weight * tf.stack([tf.reduce_sum(one, axis=-1) for one in products], axis=-1)
     (sums,) = _pyramid(sums, spacing, 1)
     for _ in range(2):
-        sums = tf.nn.avg_pool(sums, 3, 1, "SAME")
+        sums = _averaged(sums, 3, 1)
     square = dict(zip(pairs, tf.unstack(sums[..., : len(pairs)], axis=-1)))
     wanted = tf.unstack(sums[..., len(pairs) :], axis=-1)
     rows = [
@@ -359,7 +366,7 @@ def _unlikeness(fixed, moving, weight):
         differences.append(weights[-1] * tf.reduce_mean(tf.abs(fixed - part[..., :-1]), axis=-1))
     differences, weights = tf.stack(differences, axis=-1), tf.stack(weights, axis=-1)
     total, count = (tf.reduce_sum(one, axis=-1, keepdims=True) for one in (differences, weights))
-    return tf.nn.avg_pool(differences - weights * tf.math.divide_no_nan(total, count), 3, 1, "SAME")
+    return _averaged(differences - weights * tf.math.divide_no_nan(total, count), 3, 1)
 
 
 def _doubled(features, shape):
