@@ -22,7 +22,8 @@ def wild(network, rng, scale=0.3):
     for layer in network.convolutions:
         if layer.name.endswith("field"):
             kernel, bias = layer.get_weights()
-            layer.set_weights([scale * rng.standard_normal(kernel.shape), bias])
+            small_step = 0.1 if layer.name.startswith("last") else 1.0
+            layer.set_weights([small_step * scale * rng.standard_normal(kernel.shape), bias])
     return network
 
 
@@ -49,11 +50,11 @@ def test_stays_inside_its_bound_and_folds_only_as_a_displacement(rng, size, spac
             wild(
                 tfalign.models.warp_network(form=form, **options, rank=len(size), channels=2),
                 np.random.default_rng(seed),
-                2,
+                1,
             )(inputs)
             for form in ("velocity", "displacement")
         )
-        assert 1.0 < np.max(np.abs(direct)) <= 5.0 + 1e-5
+        assert 0.5 < np.max(np.abs(direct)) <= 5.0 + 1e-5
         assert np.max(np.abs(flow)) <= 5.0 + 1e-5
         np.testing.assert_array_equal(displacements.fold_share(flow), [0.0, 0.0])
         folds = max(folds, np.max(displacements.fold_share(direct)))
