@@ -54,7 +54,8 @@ class DeformableModel(keras.Model):
     Args:
         predictor: a Keras model with one input, or several, and one output `(batch, *spatial, channels)`. A subclassed
             one must have a `get_config`.
-        warp_network: maps `[prediction, label]` to a displacement; by default a `WarpNetwork()`.
+        warp_network: maps `[prediction, label]` to a displacement field; by default a `WarpNetwork()`, which sees the
+            label's margin. Another network gets labels of the prediction's size, holes filled with the prediction.
         moving: "label", or "prediction": then the label stays and the prediction is moved by the inverse, for both
             branches, and the gradient of f passes through the move. The displacements are the same.
         frozen: "all", or the names of layers (of a predictor made of layers, or of a `WarpNetwork`): only their weights
