@@ -331,6 +331,20 @@ def test_fit_recovers_the_fields_either_way_without_folds(moving):
     assert np.mean(np.abs(found.label - truth)[inner]) < 0.6 * before
 
 
+def test_a_network_of_the_users_gets_labels_of_the_predictions_size_without_holes():
+    x, _, y, _ = scene(2, rms=0.3)
+    y[:, 8:10, 8:10] = np.nan
+    sides = [keras.Input((SIZE, SIZE, 2)), keras.Input((SIZE, SIZE, 2))]
+    both = keras.layers.Concatenate()(sides)
+    network = keras.Model(sides, keras.layers.Conv2D(2, 3, padding="same")(both))
+    model = DeformableModel(predictor(), network)
+    model.compile("sgd", loss="mae")
+    loss, found = gradients(model, x, y)
+    assert np.isfinite(loss)
+    assert all(np.all(np.isfinite(one)) for one in split(model, found)[1])
+    assert np.all(np.isfinite(model.align(x, y).displacement))
+
+
 def test_a_prediction_is_moved_back_from_where_its_label_is_read():
     """A picture of its own coordinates u arrives at v = T (u + field(u))."""
     size = (20, 18)
