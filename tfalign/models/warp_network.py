@@ -314,13 +314,18 @@ def _read(moving, displacement, fixed):
     return tf.where(is_known, values / tf.where(is_known, weight, 1.0), fixed), weight
 
 
+def _slopes(fixed, moving):
+    """Those of the mean of both, one for each axis."""
+    return [0.5 * displacements.central_difference(fixed + moving, axis) for axis in range(1, fixed.shape.rank - 1)]
+
+
 def _newton_step(fixed, moving, weight, spacing):
     """What brings `moving` onto `fixed` around each control point, by least squares; and how certain that is.
 
     Both `(batch, *coarse, d)` and `(batch, *coarse, 1)`: pixels, at most one, and a share in [0, 1].
     """
     rank, difference = fixed.shape.rank - 2, fixed - moving
-    slopes = [0.5 * displacements.central_difference(fixed + moving, axis) for axis in range(1, rank + 1)]
+    slopes = _slopes(fixed, moving)
     pairs = [(one, other) for one in range(rank) for other in range(one, rank)]
     products = [slopes[one] * slopes[other] for one, other in pairs] + [slope * difference for slope in slopes]
     sums = weight * tf.stack([tf.reduce_sum(one, axis=-1) for one in products], axis=-1)
@@ -344,8 +349,8 @@ def _newton_step(fixed, moving, weight, spacing):
 
 def _force(fixed, moving):
     """What moves `moving` towards `fixed` by the slope of both, `(batch, *spatial, d)`, pixels, at most half of one."""
-    rank, difference = fixed.shape.rank - 2, fixed - moving
-    slopes = [0.5 * displacements.central_difference(fixed + moving, axis) for axis in range(1, rank + 1)]
+    difference = fixed - moving
+    slopes = _slopes(fixed, moving)
     square = tf.reduce_sum(tf.add_n([tf.square(slope) for slope in slopes]) + tf.square(difference), axis=-1)
     pulls = tf.stack([tf.reduce_sum(difference * slope, axis=-1) for slope in slopes], axis=-1)
     return pulls / (square[..., tf.newaxis] + 1e-3)
