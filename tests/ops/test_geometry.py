@@ -48,6 +48,16 @@ def test_a_singular_transform_has_no_inverse():
         geometry.invert(tf.zeros([1, 3, 3]))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_cramers_rule_solves(rng, size):
+    matrix, vector = rng.standard_normal((4, size, size)), rng.standard_normal((4, size))
+    rows = [[tf.constant(matrix[:, row, column]) for column in range(size)] for row in range(size)]
+    numerators, determinant = geometry.cramer(rows, [tf.constant(vector[:, row]) for row in range(size)])
+    np.testing.assert_allclose(determinant, np.linalg.det(matrix))
+    found = np.stack(numerators, axis=-1) / determinant[:, np.newaxis]
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, vector[..., np.newaxis])[..., 0])
+
+
 @pytest.mark.parametrize(("fixed", "moving"), [(5, 8), (8, 5), (7, 7), (6, 9)])
 def test_center_offsets_are_antisymmetric_and_additive(fixed, moving):
     assert geometry.center_offset(fixed, moving) == -geometry.center_offset(moving, fixed)

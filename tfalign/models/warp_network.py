@@ -338,13 +338,9 @@ def _newton_step(fixed, moving, weight, spacing):
         [square[min(one, other), max(one, other)] + (_DAMPING if one == other else 0.0) for other in range(rank)]
         for one in range(rank)
     ]
-    whole = geometry.determinant_of_rows(rows)
-    step = [
-        geometry.determinant_of_rows([[*row[:axis], value, *row[axis + 1 :]] for row, value in zip(rows, wanted)])
-        / whole
-        for axis in range(rank)
-    ]
-    return tf.clip_by_value(tf.stack(step, axis=-1), -1.0, 1.0), (1.0 - _DAMPING**rank / whole)[..., tf.newaxis]
+    numerators, determinant = geometry.cramer(rows, wanted)
+    step = tf.stack(numerators, axis=-1) / determinant[..., tf.newaxis]
+    return tf.clip_by_value(step, -1.0, 1.0), (1.0 - _DAMPING**rank / determinant)[..., tf.newaxis]
 
 
 def _force(fixed, moving):

@@ -243,13 +243,10 @@ def _values_and_slopes(displacement, coordinates):
 
 
 def _solved(matrix, vector):
-    """matrix^-1 vector for small matrices by Cramer's rule; a determinant under 1/20 counts as 1/20."""
-    rank = matrix.shape[-1]
-    columns = tf.unstack(matrix, axis=-1)
-    replaced = [
-        geometry.determinant(tf.stack([*columns[:axis], vector, *columns[axis + 1 :]], axis=-1)) for axis in range(rank)
-    ]
-    return tf.stack(replaced, axis=-1) / tf.maximum(geometry.determinant(matrix), 0.05)[..., tf.newaxis]
+    """matrix^-1 vector for small matrices; a determinant under 1/20 counts as 1/20."""
+    rows = [tf.unstack(row, axis=-1) for row in tf.unstack(matrix, axis=-2)]
+    numerators, determinant = geometry.cramer(rows, tf.unstack(vector, axis=-1))
+    return tf.stack(numerators, axis=-1) / tf.maximum(determinant, 0.05)[..., tf.newaxis]
 
 
 def _spline_matrix(at, points):

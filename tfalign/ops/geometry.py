@@ -154,6 +154,17 @@ def determinant_of_rows(rows):
     return total
 
 
+def cramer(rows, vector):
+    """Numerators, one for each unknown, and their common divisor, the determinant, of what solves `rows x = vector`.
+
+    For few unknowns. The caller divides with a guard of its own: a solver would raise where nothing is determined.
+    """
+    replaced = [
+        [[*row[:axis], value, *row[axis + 1 :]] for row, value in zip(rows, vector)] for axis in range(len(rows))
+    ]
+    return [determinant_of_rows(one) for one in replaced], determinant_of_rows(rows)
+
+
 def _angles(turn):
     """The angles of rotation matrices, radians, in the order of `PLANES`."""
     if turn.shape[-1] == 2:

@@ -127,11 +127,9 @@ def _newton_step(coefficients, at):
         if count < 3:
             # An axis of one shift has no slope; without a bend it would leave the others none either.
             bend[axis][axis] -= 1.0
-    minors = [geometry.determinant_of_rows([row[:size] for row in bend[:size]]) for size in range(1, rank + 1)]
+    numerators, determinant = geometry.cramer(bend, slope)
+    minors = [geometry.determinant_of_rows([row[:size] for row in bend[:size]]) for size in range(1, rank)]
+    minors.append(determinant)
     signs = [minor < 0.0 if size % 2 else minor > 0.0 for size, minor in enumerate(minors, start=1)]
-    step = []
-    for axis in range(rank):
-        # Cramer's rule: a solver would raise where nothing bends.
-        replaced = [[*row[:axis], one, *row[axis + 1 :]] for row, one in zip(bend, slope)]
-        step.append(-tf.math.divide_no_nan(geometry.determinant_of_rows(replaced), minors[-1]))
+    step = [-tf.math.divide_no_nan(one, determinant) for one in numerators]
     return tf.stack(step, axis=-1), tf.reduce_all(tf.stack(signs), axis=0)
