@@ -35,7 +35,8 @@ _CELLS = 2 * _REACH * _CELLS_PER_PIXEL + 1
 
 _READY_CONFIDENCE = 0.75  # registration is trusted once the running mean confidence of the batches reaches this
 _LONGEST_WARMUP = 100  # updates; noisy labels may never look confident, and the plain loss blurs what was there
-_SETTLING = 100.0  # updates that `ready` takes to rise
+SETTLING = 100.0  # updates that `ready` takes to rise
+_WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned
 _CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 14 certain batches to be ready
 _TELLING_MEMORY = 0.95  # per batch, of what is told to people
 _FIRST_VARIANCE = 1.0  # px^2 of the belief before the first batch
@@ -313,7 +314,7 @@ def update(state, sums, *, warmup_steps, subpixel):
         ),
         updates=updates,
         anchored=anchored,
-        ready=tf.where(is_ready | now_ready, tf.minimum(state.ready + 1.0 / _SETTLING, 1.0), 0.0),
+        ready=tf.where(is_ready | now_ready, tf.minimum(state.ready + 1.0 / SETTLING, 1.0), 0.0),
         linear=state.linear,
     )
     if sums.linear is not None:
@@ -331,6 +332,15 @@ def update(state, sums, *, warmup_steps, subpixel):
 
 def _running(new, old, is_first):
     return tf.where(is_first, new, _TELLING_MEMORY * old + (1.0 - _TELLING_MEMORY) * new)
+
+
+def gradient_share(ready):
+    """How much of the gradient is to count, in [0, 1]; `ready` is 0 before labels are aligned and then rises to 1.
+
+    Labels that do not lie on their inputs give large gradients, which optimizers with a memory of squares would
+    otherwise hold against the small ones of aligned labels for long.
+    """
+    return _WARMUP_GRADIENT + (1.0 - _WARMUP_GRADIENT) * ready
 
 
 def correction(state, *, rank, subpixel):

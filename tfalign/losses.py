@@ -12,8 +12,6 @@ from tfalign._one_output import OneOutput, checked_weight
 from tfalign._pixel_loss import PixelLoss
 from tfalign.ops import geometry, replicas
 
-_WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned; it then rises to 1
-
 
 @tf.autograph.experimental.do_not_convert
 def shift_invariant_loss(
@@ -327,7 +325,7 @@ class ShiftInvariantLoss(_keras.Loss):
             trusted = _assignment.trusted(found, part, self._search)
             if self.warmup_steps != 0:
                 trusted &= state.ready[0] > 0.0
-                gradient_shares.append(_WARMUP_GRADIENT + (1.0 - _WARMUP_GRADIENT) * state.ready[0])
+                gradient_shares.append(drift.gradient_share(state.ready[0]))
             network = self._network(state, found.translation) if self.center else None
             places.append(_assignment.place(found, network, trusted, self._search))
             sums = drift.batch_sums(
@@ -353,11 +351,7 @@ class ShiftInvariantLoss(_keras.Loss):
         return linear_drift.transform(state.linear, offset) if self._search.turns else geometry.from_translation(offset)
 
     def _updating_on_backward(self, prediction, told, gradient_shares):
-        """The identity; its gradient updates the state, so that training does and evaluation does not.
-
-        At first the gradient is scaled down: labels that do not lie on their inputs give large ones, which optimizers
-        with a memory of squares would otherwise hold against the small ones of aligned labels for long.
-        """
+        """The identity; its gradient updates the state, so that training does and evaluation does not."""
         share = tf.ones([])
         if gradient_shares:
             share = gradient_shares[0]

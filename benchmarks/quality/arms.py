@@ -226,20 +226,29 @@ def likelihood_over_shifts(task, cell, patches):
 REFERENCES = ("plain", "oracle")
 RIVALS = ("low-pass", "preregistration", "itk", "minimum", "likelihood")
 ABLATIONS = ("no-pin", "running-mean", "hard-start")
+_WARPED_VERSION = 2  # to be raised with what changes the warp network or `DeformableModel`
 
 
 def _deformable(name, title, prepare=twins, **options):
     """An arm with a warp network, by options of `DeformableModel`."""
     around = functools.partial(tfalign.models.DeformableModel, **options)
-    return Arm(name, title, prepare, uses_tfalign=True, around=around)
+    return Arm(name, title, prepare, uses_tfalign=True, around=around, version=_WARPED_VERSION)
 
 
 _WARPED = (
     _deformable("twins", "tfalign, warp network with twins"),
-    _deformable("joint", "rival: joint registration network", momentum=0.0, stop_gradient=False, center=False),
+    _deformable(
+        "joint",
+        "rival: joint registration network",
+        momentum=0.0,
+        warmup_steps=0,
+        stop_gradient=False,
+        center=False,
+    ),
     _deformable("twins-search", "twins, after a search of shifts", prepare=ours),
     _deformable("twins-equivariant", "twins, pinned by flips too", equivariance=1.0),
     _deformable("twins-no-lag", "ablation: twins without lag", momentum=0.0),
+    _deformable("twins-hard-start", "ablation: twins, no warm-up", warmup_steps=0),
     _deformable("twins-no-cut", "ablation: twins, gradient not cut", stop_gradient=False),
     _deformable("twins-no-pin", "ablation: twins, drift not taken out", center=False),
     _deformable("twins-rough", "ablation: twins, no smoothness", smoothness=0.0),

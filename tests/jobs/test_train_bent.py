@@ -98,7 +98,7 @@ def test_a_checkpoint_gives_back_both_networks_and_their_twins(finished, bent):
     assert len(model.get_weights()) > 2 * len(model.predictor.get_weights())
     for mine, theirs in zip(model.get_weights(), wanted.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert float(model.drift_state[0]) == 6
+    assert float(model.steps) == 6
     assert float(model.optimizer.iterations) == 6
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfalign import _checks
+from tfalign import _checks, drift
 from tfalign.models._bent_labels import COUNTS, Labels, Task, mean_loss, where_known
 from tfalign.models._equivariance import EQUIVARIANCES, moved_alike
 from tfalign.models._twins import Twins
@@ -14,7 +14,7 @@ from tfalign.models.warp_network import WarpNetwork
 from tfalign.ops import displacements, geometry, registration, replicas, resample
 
 MOVING = ("label", "prediction")
-_DRIFT_RATE = 0.05  # share of a step in the running mean displacement
+_FIRST_REACH = 4.0  # px, that labels are taken to lie off by until they are seen
 
 
 class Alignment(NamedTuple):
@@ -39,8 +39,8 @@ class DeformableModel(keras.Model):
         W-branch: phi_2 = W(f'(x), y),   W learns from base(y pulled by phi_2, f'(x)) + what keeps phi_2 smooth
 
     f is the predictor, W the warp network; f' and W' are their frozen twins, which follow with a lag: so neither can
-    change what the other is judged by. `drift` is the running mean of the displacements: what all labels have in common
-    is the predictor's own offset, and is taken out of what f learns from, as in `tfalign.ShiftInvariantLoss`.
+    change what the other is judged by. `drift` is what the displacements of all labels have in common: the predictor's
+    own offset, followed and taken out of what f learns from as in `tfalign.ShiftInvariantLoss`.
 
     It compiles with any Keras loss of one output and fits as usual; calling it is calling the predictor. Compiled with
     a `ShiftInvariantLoss`, each label is first moved by the shift (or transform) that this loss searches, with its
@@ -63,7 +63,10 @@ class DeformableModel(keras.Model):
             for all its layers.
         momentum: of the moving average by which twins follow: 0 copies the weights. It starts lower.
         follow_every: steps after which twins follow. With `momentum=0`, 1 makes both branches train what joint training
-            would, gradient for gradient (with `center=False` and no penalties).
+            would, gradient for gradient (with `center=False`, no warm-up and no penalties).
+        warmup_steps: training steps for which f learns slowly, and still a hundred in which this ends: labels that are
+            not laid back yet give large gradients, which optimizers with a memory of squares would hold against the
+            small ones that follow. A `ShiftInvariantLoss` brings its own; 0 leaves this out.
         stop_gradient: the f-branch does not teach f through what W' makes of its prediction.
         center: take the drift out.
         smoothness: weight of the squared slopes of the displacement, in units of the loss of W: the penalty is this
@@ -98,6 +101,7 @@ class DeformableModel(keras.Model):
         frozen="all",
         momentum=0.99,
         follow_every=1,
+        warmup_steps=100,
         stop_gradient=True,
         center=True,
         smoothness=1.0,
@@ -116,6 +120,7 @@ class DeformableModel(keras.Model):
         self.frozen = frozen if frozen == "all" else _checked_names("frozen", frozen)
         self.momentum = _checks.number("momentum", momentum, at_least=0.0, at_most=1.0)
         self.follow_every = _checks.whole_number("follow_every", follow_every, at_least=1)
+        self.warmup_steps = _checks.whole_number("warmup_steps", warmup_steps, at_least=0)
         self.stop_gradient, self.center = bool(stop_gradient), bool(center)
         self.smoothness = _checks.number("smoothness", smoothness, at_least=0.0)
         self.equivariance = _checks.number("equivariance", equivariance, at_least=0.0)
@@ -157,15 +162,19 @@ class DeformableModel(keras.Model):
             self.warp_network.build([shape, shape])
         self._twins = Twins(self.predictor, self.warp_network, input_shape, self.frozen)
         self.predictor_twin, self.warp_network_twin = self._twins.predictor, self._twins.warp_network
-        # Steps, then the running mean displacement.
-        self.drift_state = self.add_weight(
-            name="drift_state", shape=(1 + len(shape) - 2,), initializer="zeros", trainable=False, dtype="float32"
-        )
+        self._rank = len(shape) - 2
+        state = {"initializer": "zeros", "trainable": False, "dtype": "float32"}
+        self.steps = self.add_weight(name="steps", shape=(), **state)
+        self.drift_state = self.add_weight(name="drift_state", shape=drift.STATE_SHAPE, **state)
+        self.drift_state.assign(drift.pack(drift.initial([_FIRST_REACH] * self._rank)))
 
     @property
     def drift(self):
         """The estimated offset of the predictor from its input, pixels, one per axis: a NumPy array."""
-        return np.array(tf.convert_to_tensor(self.drift_state))[1:]
+        return np.array(self._drift().mean)[: self._rank]
+
+    def _drift(self):
+        return drift.unpack(tf.convert_to_tensor(self.drift_state))
 
     def call(self, inputs, training=None):
         """The predictions for `inputs`."""
@@ -205,7 +214,8 @@ class DeformableModel(keras.Model):
         bent = self.warp_network_twin(seen(watched), training=False)
         if self.stop_gradient and self._twins.all_frozen(self.warp_network_twin):
             bent = tf.stop_gradient(bent)
-        prediction = self._updating_on_backward(prediction, displacements.transformed(bent, moves))
+        warms_up = task.search is None and self.warmup_steps > 0
+        prediction = self._updating_on_backward(prediction, displacements.transformed(bent, moves), warms_up)
         label, compared = self._compared(labels, prediction, bent, self._centered(moves), task)
         weight = sample_weight
         if task.search is None and weight is not None and weight.shape.rank == 1:
@@ -221,7 +231,7 @@ class DeformableModel(keras.Model):
     def train_step(self, data):
         """One step of Keras's, after which the twins follow."""
         logs = super().train_step(data)
-        self._twins.follow(tf.convert_to_tensor(self.drift_state)[0], momentum=self.momentum, every=self.follow_every)
+        self._twins.follow(tf.convert_to_tensor(self.steps), momentum=self.momentum, every=self.follow_every)
         return logs
 
     def _warp_branch(self, x, labels, prediction, moves, seen, task, sample_weight):
@@ -286,34 +296,36 @@ class DeformableModel(keras.Model):
         """Transforms without what the predictor does to its input."""
         if not self.center:
             return moves
-        back = geometry.from_translation(-tf.cast(tf.convert_to_tensor(self.drift_state)[tf.newaxis, 1:], moves.dtype))
+        offset = drift.correction(self._drift(), rank=self._rank, subpixel=True)
+        back = geometry.from_translation(-tf.cast(offset[tf.newaxis], moves.dtype))
         return geometry.compose(back, moves)
 
-    def _updating_on_backward(self, prediction, displacement):
+    def _updating_on_backward(self, prediction, displacement, warms_up):
         """The identity; its gradient counts the step and follows the mean displacement, so that evaluation does not."""
-        axes = list(range(1, displacement.shape.rank - 1))
-        means = tf.cast(tf.stop_gradient(tf.reduce_mean(displacement, axis=axes)), tf.float32)
-        finite = tf.reduce_all(tf.math.is_finite(means), axis=-1, keepdims=True)
-        sums = tf.reduce_sum(tf.concat([tf.cast(finite, tf.float32), tf.where(finite, means, 0.0)], axis=-1), axis=0)
+        share = self._warmup_share() if warms_up else tf.ones([])
+        means = tf.stop_gradient(tf.reduce_mean(displacement, axis=list(range(1, displacement.shape.rank - 1))))
+        sums = drift.batch_sums(means, tf.ones_like(means[:, 0]), min_confidence=0.0)
 
         @tf.custom_gradient
         def identity(values):
             def gradient(upstream):
                 self._update(sums)
-                return upstream
+                return upstream * tf.cast(share, upstream.dtype)
 
             return tf.identity(values), gradient
 
         return identity(prediction)
 
+    def _warmup_share(self):
+        """How much of the gradient of f counts at this step."""
+        done = (tf.convert_to_tensor(self.steps) - float(self.warmup_steps) + 1.0) / drift.SETTLING
+        return drift.gradient_share(tf.clip_by_value(done, 0.0, 1.0))
+
     def _update(self, sums):
-        (sums,) = replicas.summed([sums])
-        state = tf.convert_to_tensor(self.drift_state)
-        steps, mean = state[0], state[1:]
-        # A plain mean at first, then a running one; a batch of which nothing is known changes nothing.
-        rate = tf.where(sums[0] > 0.0, tf.maximum(1.0 / (steps + 1.0), _DRIFT_RATE), 0.0)
-        mean += rate * (sums[1:] / tf.maximum(sums[0], 1.0) - mean)
-        self.drift_state.assign(tf.concat([[steps + 1.0], mean], axis=0))
+        sums = drift.BatchSums(*replicas.summed([one for one in sums if one is not None]))
+        after = drift.update(self._drift(), sums, warmup_steps=0, subpixel=True)
+        self.drift_state.assign(drift.pack(after))
+        self.steps.assign_add(1.0)
 
     def _inequivariance(self, x, prediction, task):
         """The loss of f(T x) beside T f(x), for T drawn anew at each step, a scalar."""
@@ -326,7 +338,7 @@ class DeformableModel(keras.Model):
                     "Set equivariance=0.",
                 )
             )
-        step = tf.cast(tf.convert_to_tensor(self.drift_state)[0], tf.int32)
+        step = tf.cast(tf.convert_to_tensor(self.steps), tf.int32)
         meant = tf.stop_gradient(task.activated(prediction))
         moved, wanted, counts = moved_alike(x, meant, self.equivariances, seed=step)
         found = _checks.floating(self.predictor(moved, training=True), "prediction")
@@ -345,6 +357,7 @@ class DeformableModel(keras.Model):
             "frozen": self.frozen if self.frozen == "all" else list(self.frozen),
             "momentum": self.momentum,
             "follow_every": self.follow_every,
+            "warmup_steps": self.warmup_steps,
             "stop_gradient": self.stop_gradient,
             "center": self.center,
             "smoothness": self.smoothness,

@@ -15,6 +15,7 @@ _CONVOLUTIONS = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers
 _BETWEEN_LEVELS = 2  # squarings: the next level sees what they leave
 _REACH = {1: 4, 2: 2, 3: 1}  # pixels of a level, of the comparisons around each of its pixels, by rank
 _KNOWN = 0.25  # share of a pixel that must be known
+_STEPS = 2  # by least squares, with the same weights
 _GAIN = 8.0  # of the least-squares step: weights that begin near zero soon take it
 _DAMPING = 0.02  # of the equations, as squared slopes of values of variance 1
 _SHARPEST = 10.0  # what a normalised difference is cut at: an odd pixel must not drown the others
@@ -71,7 +72,7 @@ class WarpNetwork(keras.Model):
     Each level halves the grid. From the coarsest to the finest the label is moved by what is known so far; two
     convolutions see prediction, moved label, the force between them (their difference times their slope, over its
     square, as in optical flow), how they differ at each shift of a few pixels of the level, and what the level above
-    saw, and add to the field. At last the label is read at full size, and three convolutions see the damped
+    saw, and add to the field. At last, twice, the label is read at full size, and three convolutions see the damped
     least-squares step around each control point, of at most a pixel. The last convolution of each level starts near
     zero, so that an untrained network hardly moves anything. Pairs are normalised to mean 0 and variance 1 together;
     where a prediction is not finite the values are those of zeros, and where a label is not known (NaN, or outside)
@@ -191,13 +192,14 @@ class WarpNetwork(keras.Model):
             change = pixel * last(features)
             field = change if field is None else field + change
         first, second, last = self.convolutions[3 * depth :]
-        found = self._displacement(field, pixel=float(spacing), squarings=_BETWEEN_LEVELS)
-        found = displacements.from_control_points(found, shape=shape, spacing=spacing)
-        moving, weight = _read(tf.concat([label * known, known], axis=-1), found, prediction)
-        step, certainty = _newton_step(prediction, moving, weight, spacing)
-        unknown = 1.0 - _pyramid(weight, spacing, 1)[0]
-        features = second(first(tf.concat([step, certainty, unknown, tf.cast(features, tf.float32)], axis=-1)))
-        field += float(spacing) * last(tf.concat([tf.cast(features, tf.float32), _GAIN * step], axis=-1))
+        for _ in range(_STEPS):
+            found = self._displacement(field, pixel=float(spacing), squarings=_BETWEEN_LEVELS)
+            found = displacements.from_control_points(found, shape=shape, spacing=spacing)
+            moving, weight = _read(tf.concat([label * known, known], axis=-1), found, prediction)
+            step, certainty = _newton_step(prediction, moving, weight, spacing)
+            unknown = 1.0 - _pyramid(weight, spacing, 1)[0]
+            features = second(first(tf.concat([step, certainty, unknown, tf.cast(features, tf.float32)], axis=-1)))
+            field += float(spacing) * last(tf.concat([tf.cast(features, tf.float32), _GAIN * step], axis=-1))
         field = self._displacement(field, pixel=float(spacing), squarings=self.options["squarings"])
         return displacements.from_control_points(field, shape=shape, spacing=spacing)
 
