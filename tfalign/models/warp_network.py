@@ -362,12 +362,10 @@ def _unlikeness(fixed, moving, weight):
     rank, shape = fixed.shape.rank - 2, geometry.spatial_shape(fixed)
     reach = _REACH[rank]
     padded = tf.pad(tf.concat([moving, weight], axis=-1), [[0, 0], *[[reach, reach]] * rank, [0, 0]])
-    differences, weights = [], []
-    for start in itertools.product(range(2 * reach + 1), repeat=rank):
-        part = tf.slice(padded, [0, *start, 0], [-1, *shape, -1])
-        weights.append(part[..., -1])
-        differences.append(weights[-1] * tf.reduce_mean(tf.abs(fixed - part[..., :-1]), axis=-1))
-    differences, weights = tf.stack(differences, axis=-1), tf.stack(weights, axis=-1)
+    starts = itertools.product(range(2 * reach + 1), repeat=rank)
+    parts = tf.stack([tf.slice(padded, [0, *start, 0], [-1, *shape, -1]) for start in starts], axis=-2)
+    weights = parts[..., -1]
+    differences = weights * tf.reduce_mean(tf.abs(fixed[..., tf.newaxis, :] - parts[..., :-1]), axis=-1)
     total, count = (tf.reduce_sum(one, axis=-1, keepdims=True) for one in (differences, weights))
     return _averaged(differences - weights * tf.math.divide_no_nan(total, count), 3, 1)
 

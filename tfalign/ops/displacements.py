@@ -14,6 +14,7 @@ from tfalign import _checks
 from tfalign.ops import geometry, resample, spline
 
 _UNROLLED = 2
+_LARGEST_CONSTANT = 2**18  # values, in a graph
 
 
 def from_transform(transform, shape):
@@ -46,7 +47,7 @@ def compose(outer, inner):
 
 def at_points(displacement, coordinates):
     """Reads a displacement at centred `coordinates` `(batch, *output, d)`: `(batch, *output, d)`, pixels."""
-    return resample.sample(checked(displacement), coordinates, interpolation="linear")[0]
+    return resample.sample_linear(checked(displacement), coordinates)
 
 
 def invert(displacement, *, iterations=5):
@@ -92,7 +93,8 @@ def integrate(velocity, *, squarings=7):
     Source: Arsigny et al. (2006), doi:10.1007/11866565_113.
     """
     scaled = checked(velocity) / 2.0 ** _checks.whole_number("squarings", squarings, at_least=0)
-    return _repeated(lambda field: compose(field, field), scaled, squarings)
+    grid = geometry.centered_grid(geometry.spatial_shape(scaled), scaled.dtype)
+    return _repeated(lambda field: field + at_points(field, grid + field), scaled, squarings)
 
 
 def jacobian(displacement):
@@ -178,8 +180,7 @@ def from_control_points(values, *, shape, spacing):
     if spacing == 1:
         return values
     for axis, (size, points) in enumerate(zip(shape, geometry.spatial_shape(values)), start=1):
-        at = (tf.cast(tf.range(size), values.dtype) + 0.5) / spacing - 0.5
-        weights = _spline_matrix(at, points)
+        weights = _spline_matrix(size, points, spacing, values.dtype)
         last = values.shape.rank - 1
         order = [axis if one == last else last if one == axis else one for one in range(last + 1)]
         values = tf.transpose(tf.tensordot(tf.transpose(values, order), weights, axes=[[last], [1]]), order)
@@ -249,8 +250,18 @@ def _solved(matrix, vector):
     return tf.stack(numerators, axis=-1) / tf.maximum(determinant, 0.05)[..., tf.newaxis]
 
 
-def _spline_matrix(at, points):
-    """Weights `(pixels, points)` of cubic B-splines at fractional indices; outside lie copies of the last points."""
+def _spline_matrix(size, points, spacing, dtype):
+    """Weights `(size, points)` of cubic B-splines at every pixel; outside lie copies of the last points."""
+    if isinstance(size, int) and isinstance(points, int) and size * points <= _LARGEST_CONSTANT:
+        # As a constant: graphs are traced sooner without these two hundred operations.
+        with tf.init_scope():
+            weights = _spline_weights(size, points, spacing, dtype).numpy()
+        return tf.constant(weights)
+    return _spline_weights(size, points, spacing, dtype)
+
+
+def _spline_weights(size, points, spacing, dtype):
+    at = (tf.cast(tf.range(size), dtype) + 0.5) / spacing - 0.5
     total = 0.0
     # Moved inwards, so that the taps are not mirrored.
     for index, share in spline.taps(at + 4.0, points + 8):

@@ -137,11 +137,21 @@ def sample(values, coordinates, *, interpolation, finite=False):
         `(samples, mask)`, unfilled: outside the grid the samples are those of the nearest border, where a coordinate
         counts as inside if no more than rounding has put it there.
     """
-    index, mask = _indices(values, coordinates)
+    index, mask = _indices(values, coordinates), _inside(values, coordinates)
     if interpolation == "nearest":
         return gather_pixels(values, [tf.cast(tf.floor(at + 0.5), tf.int32) for at in index]), mask
     if interpolation == "cubic":
         return _cubic(values, index, finite), mask
+    return _linear(values, index, finite), mask
+
+
+def sample_linear(values, coordinates):
+    """Reads `values` as `sample` does by "linear", without a mask."""
+    return _linear(values, _indices(values, coordinates), finite=False)
+
+
+def _linear(values, index, finite):
+    """Values between whole pixels, at fractional indices."""
     taps = []
     for at in index:
         lower = tf.floor(at)
@@ -152,7 +162,7 @@ def sample(values, coordinates, *, interpolation, finite=False):
         # A neighbour of weight 0 may be NaN: it must not reach the sum. A finite one must stay: the gradient needs it.
         return tf.where((weight > 0) | tf.math.is_finite(pixels), pixels, 0.0) * weight
 
-    return _weighted(values, taps, tf.multiply if finite else share), mask
+    return _weighted(values, taps, tf.multiply if finite else share)
 
 
 def sample_masked(filled, mask, transform, shape, *, interpolation="cubic"):
@@ -174,18 +184,30 @@ def sample_masked(filled, mask, transform, shape, *, interpolation="cubic"):
 
 
 def _indices(values, coordinates):
-    """Fractional indices into `values`, a tensor for each axis, and the mask of those inside the grid.
+    """Fractional indices into `values`, a tensor for each axis.
 
-    Outside they are those of the border: a coordinate that a rotation's rounding put there reads it exactly.
+    Outside the grid they are those of the border: a coordinate that a rotation's rounding put there reads it exactly.
     """
-    index, inside = [], []
-    for axis, size in zip(tf.unstack(coordinates, axis=-1), geometry.spatial_shape(values)):
-        at, last = axis + tf.cast(size // 2, axis.dtype), tf.cast(size - 1, axis.dtype)
+    return [tf.clip_by_value(at, 0.0, last) for at, last in _unclipped(values, coordinates)]
+
+
+def _inside(values, coordinates):
+    """Floating, `(batch, *output)`: 1.0 where the coordinates lie in the grid."""
+    inside = []
+    for at, last in _unclipped(values, coordinates):
         rounding = _ROUNDING * (last + 1.0)
         inside.append((at >= -rounding) & (at <= last + rounding))
-        index.append(tf.clip_by_value(at, 0.0, last))
     mask = tf.cast(tf.reduce_all(tf.stack(inside), axis=0), coordinates.dtype)
-    return index, tf.broadcast_to(mask, tf.concat([tf.shape(values)[:1], tf.shape(mask)[1:]], axis=0))
+    return tf.broadcast_to(mask, tf.concat([tf.shape(values)[:1], tf.shape(mask)[1:]], axis=0))
+
+
+def _unclipped(values, coordinates):
+    """For each axis the fractional indices and the last one of the grid, a number or a scalar."""
+    for axis, size in zip(tf.unstack(coordinates, axis=-1), geometry.spatial_shape(values)):
+        if isinstance(size, int):
+            yield axis + float(size // 2), float(size - 1)
+        else:
+            yield axis + tf.cast(size // 2, axis.dtype), tf.cast(size - 1, axis.dtype)
 
 
 def _cubic(values, index, finite):
@@ -210,7 +232,7 @@ def _cubic(values, index, finite):
 
 def sample_splines(weights, coordinates):
     """Reads B-splines, whose weights lie side by side, at centred `coordinates`, as `sample` does, without a mask."""
-    return _spline_sum(weights, _indices(weights, coordinates)[0])
+    return _spline_sum(weights, _indices(weights, coordinates))
 
 
 def _spline_sum(weights, index):
@@ -242,7 +264,7 @@ def _check_projective(moving, pull, interpolation):
 
 def _projected(moving, pull, coordinates, interpolation):
     """Values by TensorFlow's operation, which counts (col, row) from the first pixel; the mask is our own."""
-    _, mask = _indices(moving, coordinates)
+    mask = _inside(moving, coordinates)
     output = tf.shape(coordinates)[1:3]
     pull = tf.cast(pull, tf.float32)
     linear = pull[:, :2, :2]
