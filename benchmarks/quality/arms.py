@@ -226,7 +226,7 @@ def likelihood_over_shifts(task, cell, patches):
 REFERENCES = ("plain", "oracle")
 RIVALS = ("low-pass", "preregistration", "itk", "minimum", "likelihood")
 ABLATIONS = ("no-pin", "running-mean", "hard-start")
-_WARPED_VERSION = 2  # to be raised with what changes the warp network or `DeformableModel`
+_WARPED_VERSION = 3  # to be raised with what changes the warp network or `DeformableModel`
 
 
 def _deformable(name, title, prepare=twins, **options):
@@ -242,6 +242,7 @@ _WARPED = (
         "rival: joint registration network",
         momentum=0.0,
         warmup_steps=0,
+        laid_on="predictor",
         stop_gradient=False,
         center=False,
     ),
@@ -249,7 +250,8 @@ _WARPED = (
     _deformable("twins-equivariant", "twins, pinned by flips too", equivariance=1.0),
     _deformable("twins-no-lag", "ablation: twins without lag", momentum=0.0),
     _deformable("twins-hard-start", "ablation: twins, no warm-up", warmup_steps=0),
-    _deformable("twins-no-cut", "ablation: twins, gradient not cut", stop_gradient=False),
+    _deformable("twins-on-predictor", "ablation: twins, labels laid on the predictor", laid_on="predictor"),
+    _deformable("twins-no-cut", "ablation: twins, gradient not cut", laid_on="predictor", stop_gradient=False),
     _deformable("twins-no-pin", "ablation: twins, drift not taken out", center=False),
     _deformable("twins-rough", "ablation: twins, no smoothness", smoothness=0.0),
 )

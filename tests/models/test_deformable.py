@@ -125,7 +125,7 @@ def test_frozen_weights_get_no_gradient_and_the_others_one(moving):
 
 def test_the_predictor_does_not_learn_through_the_warp_network_unless_asked_to():
     x, _, y, _ = scene(2)
-    cut, uncut = (small(bent=True, stop_gradient=option) for option in (True, False))
+    cut, uncut = (small(bent=True, laid_on="predictor", stop_gradient=option) for option in (True, False))
     copy_weights(cut, uncut)
     for model in (cut, uncut):
         model.compile("sgd", loss="mse")
@@ -141,10 +141,27 @@ def test_the_predictor_does_not_learn_through_the_warp_network_unless_asked_to()
     assert max(np.max(np.abs(one - two)) for one, two in zip(found, other)) > 1e-3
 
 
+@pytest.mark.parametrize("laid_on", ["twin", "predictor"])
+def test_whose_prediction_the_labels_are_laid_on(laid_on):
+    x, _, y, _ = scene(2)
+    model = small(bent=True, laid_on=laid_on, center=False, interpolation="linear")
+    model.compile("sgd", loss="mse")
+    model.predictor_twin.set_weights([1.5 * one for one in model.predictor.get_weights()])
+    prediction = (model.predictor_twin if laid_on == "twin" else model.predictor)(x)
+    label, mask = tfalign.warp(tf.constant(y), model.warp_network_twin([prediction, tf.constant(y)]))
+    label = tf.where(mask[..., tf.newaxis] > 0, label, model(x))
+    with tf.GradientTape() as tape:
+        plain = tf.reduce_mean(tf.square(label - model.predictor(x)))
+    expected = tape.gradient(plain, model.predictor.trainable_weights)
+    for one, two in zip(split(model, gradients(model, x, y)[1])[0], expected):
+        np.testing.assert_allclose(one, two, atol=2e-5)
+
+
 def test_synchronous_twins_and_one_loss_are_joint_training():
     """Gradient for gradient, with every pixel inside the label."""
     x, _, y, _ = scene(2, rms=0.3, margin=6)
-    model = small(bent=True, momentum=0.0, stop_gradient=False, center=False, smoothness=0.0, interpolation="linear")
+    options = {"laid_on": "predictor", "stop_gradient": False, "center": False, "smoothness": 0.0}
+    model = small(bent=True, momentum=0.0, interpolation="linear", **options)
     model.compile("sgd", loss="mse")
     _, found = gradients(model, x, y)
     networks = [*model.predictor.trainable_weights, *model.warp_network.trainable_weights]
@@ -574,6 +591,7 @@ def test_a_keras_file_resumes_and_the_predictor_is_saved_alone(tmp_path):
         "momentum": 0.8,
         "follow_every": 2,
         "warmup_steps": 3,
+        "laid_on": "predictor",
         "stop_gradient": False,
         "center": False,
         "smoothness": 0.5,
@@ -653,6 +671,8 @@ def test_a_subclassed_predictor_is_built_at_its_first_call_and_saved(tmp_path):
         ({"momentum": 1.5}, ValueError, "momentum=1.5"),
         ({"follow_every": 0}, ValueError, "follow_every=0"),
         ({"warmup_steps": -1}, ValueError, "warmup_steps=-1"),
+        ({"laid_on": "label"}, ValueError, "laid_on='label'"),
+        ({"stop_gradient": False}, ValueError, 'Set laid_on="predictor"'),
         ({"smoothness": -1}, ValueError, "smoothness=-1"),
         ({"equivariances": ["turn"]}, ValueError, "equivariances='turn'"),
         ({"equivariances": "flip"}, TypeError, "`equivariances` must be a list of names.*'flip'"),

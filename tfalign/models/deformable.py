@@ -14,6 +14,7 @@ from tfalign.models.warp_network import WarpNetwork
 from tfalign.ops import displacements, geometry, registration, replicas, resample
 
 MOVING = ("label", "prediction")
+LAID_ON = ("twin", "predictor")
 _FIRST_REACH = 4.0  # px, that labels are taken to lie off by until they are seen
 
 
@@ -35,7 +36,7 @@ class Alignment(NamedTuple):
 class DeformableModel(keras.Model):
     r"""Trains a predictor on labels that are bent: a warp network lays each label on the prediction.
 
-        f-branch: phi_1 = W'(f(x), y),   f learns from base(y pulled by phi_1 - drift, f(x))
+        f-branch: phi_1 = W'(f'(x), y),  f learns from base(y pulled by phi_1 - drift, f(x))
         W-branch: phi_2 = W(f'(x), y),   W learns from base(y pulled by phi_2, f'(x)) + what keeps phi_2 smooth
 
     f is the predictor, W the warp network; f' and W' are their frozen twins, which follow with a lag: so neither can
@@ -67,7 +68,10 @@ class DeformableModel(keras.Model):
         warmup_steps: training steps for which f learns slowly, and still a hundred in which this ends: labels that are
             not laid back yet give large gradients, which optimizers with a memory of squares would hold against the
             small ones that follow. A `ShiftInvariantLoss` brings its own; 0 leaves this out.
-        stop_gradient: the f-branch does not teach f through what W' makes of its prediction.
+        laid_on: whose prediction the label that f learns from is laid on: that of its "twin", so that no label is bent
+            to what f happens to get wrong at this step, or of the "predictor" itself, phi_1 = W'(f(x), y).
+        stop_gradient: the f-branch does not teach f through what W' makes of its prediction; False only with
+            `laid_on="predictor"`.
         center: take the drift out.
         smoothness: weight of the squared slopes of the displacement, in units of the loss of W: the penalty is this
             times the slopes' mean square times the loss.
@@ -102,6 +106,7 @@ class DeformableModel(keras.Model):
         momentum=0.99,
         follow_every=1,
         warmup_steps=100,
+        laid_on="twin",
         stop_gradient=True,
         center=True,
         smoothness=1.0,
@@ -121,6 +126,11 @@ class DeformableModel(keras.Model):
         self.momentum = _checks.number("momentum", momentum, at_least=0.0, at_most=1.0)
         self.follow_every = _checks.whole_number("follow_every", follow_every, at_least=1)
         self.warmup_steps = _checks.whole_number("warmup_steps", warmup_steps, at_least=0)
+        self.laid_on = _checks.choice("laid_on", laid_on, LAID_ON)
+        if not stop_gradient and laid_on == "twin":
+            received = {"stop_gradient": stop_gradient, "laid_on": laid_on}
+            requirement = "`stop_gradient=False` must come with labels that are laid on the predictor itself."
+            raise ValueError(_checks.message(requirement, received, 'Set laid_on="predictor".'))
         self.stop_gradient, self.center = bool(stop_gradient), bool(center)
         self.smoothness = _checks.number("smoothness", smoothness, at_least=0.0)
         self.equivariance = _checks.number("equivariance", equivariance, at_least=0.0)
@@ -192,10 +202,8 @@ class DeformableModel(keras.Model):
         moves = self._moves(prediction, labels, task)
         seen = labels.beside(moves, task, with_margin=isinstance(self.warp_network, WarpNetwork))
         other = _checks.floating(self.predictor_twin(inputs, training=False), "prediction")
-        fields = [
-            network(seen(one), training=False)
-            for network, one in ((self.warp_network_twin, prediction), (self.warp_network, other))
-        ]
+        pairs = (self.warp_network_twin, other if self.laid_on == "twin" else prediction), (self.warp_network, other)
+        fields = [network(seen(one), training=False) for network, one in pairs]
         total = displacements.transformed(0.5 * (fields[0] + fields[1]), self._centered(moves))
         label, mask = labels.pulled(total, self.interpolation)
         return Alignment(label, mask, total)
@@ -209,7 +217,12 @@ class DeformableModel(keras.Model):
         labels = Labels.of(y, prediction, task)
         moves = tf.stop_gradient(self._moves(prediction, labels, task))
 
-        watched = tf.stop_gradient(prediction) if self.stop_gradient else prediction
+        other = _checks.floating(self.predictor_twin(x, training=False), "prediction")
+        if self._twins.all_frozen(self.predictor_twin):
+            other = tf.stop_gradient(other)
+        watched = other if self.laid_on == "twin" else prediction
+        if self.stop_gradient:
+            watched = tf.stop_gradient(watched)
         seen = labels.beside(moves, task, with_margin=isinstance(self.warp_network, WarpNetwork))
         bent = self.warp_network_twin(seen(watched), training=False)
         if self.stop_gradient and self._twins.all_frozen(self.warp_network_twin):
@@ -223,7 +236,7 @@ class DeformableModel(keras.Model):
             weight = tf.reshape(weight, [-1] + [1] * (prediction.shape.rank - 2))
         total = super().compute_loss(x, label, compared, weight)
 
-        warp_loss, penalties = self._warp_branch(x, labels, prediction, moves, seen, task, sample_weight)
+        warp_loss, penalties = self._warp_branch(x, labels, prediction, other, moves, seen, task, sample_weight)
         # The logs show the compiled loss alone. Keras sums the gradients of replicas.
         added = (warp_loss + penalties) / tf.distribute.get_strategy().num_replicas_in_sync
         return total + tf.cast(_gradient_only(added), total.dtype)
@@ -234,11 +247,8 @@ class DeformableModel(keras.Model):
         self._twins.follow(tf.convert_to_tensor(self.steps), momentum=self.momentum, every=self.follow_every)
         return logs
 
-    def _warp_branch(self, x, labels, prediction, moves, seen, task, sample_weight):
-        """The loss of W, and the penalties, scalars."""
-        other = _checks.floating(self.predictor_twin(x, training=False), "prediction")
-        if self._twins.all_frozen(self.predictor_twin):
-            other = tf.stop_gradient(other)
+    def _warp_branch(self, x, labels, prediction, other, moves, seen, task, sample_weight):
+        """The loss of W beside the twin's prediction, and the penalties, scalars."""
         field = self.warp_network(seen(other), training=True)
         if self.moving == "label":
             label, counts = labels.dense_pulled(displacements.transformed(field, moves))
@@ -358,6 +368,7 @@ class DeformableModel(keras.Model):
             "momentum": self.momentum,
             "follow_every": self.follow_every,
             "warmup_steps": self.warmup_steps,
+            "laid_on": self.laid_on,
             "stop_gradient": self.stop_gradient,
             "center": self.center,
             "smoothness": self.smoothness,
