@@ -578,6 +578,7 @@ def test_two_replicas_train_as_one(two_replicas, searches):
         np.testing.assert_allclose(b, a, atol=1e-5)
     np.testing.assert_allclose(two.drift, one.drift, atol=1e-5)
     assert np.abs(one.drift).max() > 0.0
+    assert float(tf.convert_to_tensor(two.steps)) == float(tf.convert_to_tensor(one.steps)) == 6.0
     for name, values in logs.items():
         np.testing.assert_allclose(mirrored_logs[name], values, atol=1e-5, err_msg=name)
     if searches:
