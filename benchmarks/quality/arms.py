@@ -1,6 +1,5 @@
 """The arms: what each way to train does with the moved labels."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -229,9 +228,12 @@ ABLATIONS = ("no-pin", "running-mean", "hard-start")
 _WARPED_VERSION = 3  # to be raised with what changes the warp network or `DeformableModel`
 
 
-def _deformable(name, title, prepare=twins, **options):
-    """An arm with a warp network, by options of `DeformableModel`."""
-    around = functools.partial(tfalign.models.DeformableModel, **options)
+def _deformable(name, title, prepare=twins, form="velocity", **options):
+    """An arm with a warp network of a form, by options of `DeformableModel`."""
+
+    def around(predictor):
+        return tfalign.models.DeformableModel(predictor, tfalign.models.warp_network(form=form), **options)
+
     return Arm(name, title, prepare, uses_tfalign=True, around=around, version=_WARPED_VERSION)
 
 
@@ -254,6 +256,7 @@ _WARPED = (
     _deformable("twins-no-cut", "ablation: twins, gradient not cut", laid_on="predictor", stop_gradient=False),
     _deformable("twins-no-pin", "ablation: twins, drift not taken out", center=False),
     _deformable("twins-rough", "ablation: twins, no smoothness", smoothness=0.0),
+    _deformable("twins-direct", "ablation: twins, displacements instead of velocities", form="displacement"),
 )
 VARIANTS = tuple(arm.name for arm in _WARPED if arm.name.startswith("twins-"))
 ARMS = {

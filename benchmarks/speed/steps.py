@@ -18,6 +18,8 @@ SEARCHES = {
     "affine": {"max_rotation": 7.0, "max_scale": 0.15, "max_shear": 7.0},
 }
 
+_BENT = "tfalign, DeformableModel"
+
 
 def _label(rng, size, batch, margin):
     """Smooth noise of three channels with a margin."""
@@ -35,13 +37,19 @@ def _losses(searches, margin, label):
     return found
 
 
-def training_step(*, filters, depth, size, batch, jit_compile, searches=("shift",), margin=8, repeats=15):
-    """Milliseconds of a training step of a U-Net with each loss."""
+def training_step(*, filters, depth, size, batch, jit_compile, searches=("shift",), bent=False, margin=8, repeats=15):
+    """Milliseconds of a training step of a U-Net with each loss; and, for `bent` labels, beside a warp network."""
     rng = np.random.default_rng(0)
     inputs = tf.constant(rng.random((batch, size, size, 1)), tf.float32)
+    label = _label(rng, size, batch, margin)
+    ways = _losses(searches, margin, label)
+    if bent:
+        ways.append((_BENT, "mae", label))
     functions = {}
-    for name, loss, target in _losses(searches, margin, _label(rng, size, batch, margin)):
+    for name, loss, target in ways:
         model = tfalign.models.unet(2, 1, 3, filters=filters, depth=depth)
+        if name == _BENT:
+            model = tfalign.models.DeformableModel(model)
         model.compile("adam", loss=loss, jit_compile=jit_compile)
         model.train_on_batch(inputs, target)
         functions[name] = lambda model=model, target=target: model.train_on_batch(inputs, target)

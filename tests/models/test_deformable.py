@@ -516,7 +516,7 @@ def test_sample_weights(rng):
     for alone, weighted in zip(*one):
         if alone is not None:
             np.testing.assert_allclose(weighted, alone, atol=1e-4)
-    with pytest.raises(ValueError, match=r"`sample_weight` must be \(batch,\).*\(3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"`sample_weight` must have the shape \(batch,\).*\(3, 16, 16\)"):
         gradients(model, x, y, tf.ones((3, 16, 16)))
 
 

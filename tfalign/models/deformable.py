@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks, drift
+from tfalign._one_output import checked_weight
 from tfalign.models._bent_labels import COUNTS, Labels, Task, mean_loss, where_known
 from tfalign.models._equivariance import EQUIVARIANCES, moved_alike
 from tfalign.models._twins import Twins
@@ -212,7 +213,9 @@ class DeformableModel(keras.Model):
         """The compiled loss of the f-branch; its gradient is that of both branches and what pins them."""
         del training
         task = Task.of(self.loss, self.warp_loss)
-        sample_weight = _checked_weight(sample_weight)
+        if sample_weight is not None:
+            sample_weight = checked_weight(sample_weight)
+            sample_weight = sample_weight[:, 0] if sample_weight.shape.rank == 2 else sample_weight
         prediction = _checks.floating(y_pred, "y_pred")
         labels = Labels.of(y, prediction, task)
         moves = tf.stop_gradient(self._moves(prediction, labels, task))
@@ -386,24 +389,6 @@ class DeformableModel(keras.Model):
             if isinstance(config[name], dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
-
-
-def _checked_weight(weight):
-    """`(batch,)` weights or a scalar; others would have to move with the label."""
-    if weight is None:
-        return None
-    weight = tf.convert_to_tensor(weight)
-    if weight.shape.rank == 2 and weight.shape[-1] == 1:
-        weight = weight[:, 0]
-    if weight.shape.rank is None or weight.shape.rank > 1:
-        raise ValueError(
-            _checks.message(
-                "`sample_weight` must be (batch,).",
-                {"sample_weight.shape": _checks.shape_of(weight)},
-                "Weights of pixels must move with the label: set it to NaN where it does not count.",
-            )
-        )
-    return weight
 
 
 def _moved_back(prediction, field, moves):
