@@ -169,6 +169,65 @@ def test_structure_does_not_come_from_noise():
     assert np.mean(entropy) > 0.9 * np.log((2 * BOUND + 1) ** 2)
 
 
+def mixed_labels(rng):
+    """Four labels with their anchors, and predictions: a label that fits, moved, noise, a constant, anchored noise."""
+    label, prediction, _ = noisy_pair(rng, noise=0.02, size=24, batch=1)
+    noise = rng.random((2, *label.shape[1:])).astype(np.float32)
+    label = np.concatenate([label, noise[:1], np.full_like(label, 0.3), noise[1:]])
+    anchored = np.broadcast_to(np.reshape([0, 0, 0, 1], (4, 1, 1, 1)), (*label.shape[:-1], 1))
+    return np.float32(np.concatenate([label, anchored], axis=-1)), np.repeat(prediction, 4, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("run", "assignment", "base"),
+    in_modes([("hard", "mae"), ("hard", "mse"), ("soft", "mse"), ("soft", "mae")]),
+    indirect=["run"],
+)
+def test_uncertain_labels_are_left_out(rng, run, assignment, base):
+    label, prediction = mixed_labels(rng)
+
+    def value_and_gradient(y, p, uncertain):
+        options = {"max_shift": BOUND, "label_extras": ("anchor",), "assignment": assignment, "uncertain": uncertain}
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            loss = tfalign.shift_invariant_loss(y, p, base, **options)
+        return loss, tape.gradient(loss, p)
+
+    left, gradient = run(lambda y, p: value_and_gradient(y, p, "leave_out"), label, prediction)
+    stays, gradient_of_all = run(lambda y, p: value_and_gradient(y, p, "stay"), label, prediction)
+    counted = [0, 2, 3]
+    assert np.min(stays) > 0.0
+    assert left[1] == 0.0
+    assert not np.any(gradient[1])
+    np.testing.assert_array_equal(left.numpy()[counted], stays.numpy()[counted])
+    np.testing.assert_array_equal(gradient.numpy()[counted], gradient_of_all.numpy()[counted])
+
+
+def test_uncertain_labels_are_left_out_once_others_are_aligned(rng):
+    label, prediction = mixed_labels(rng)
+    options = {"label_extras": ("anchor",), "uncertain": "leave_out", "warmup_steps": 2, "reduction": "none"}
+    loss = tfalign.ShiftInvariantLoss("mae", max_shift=BOUND, **options)
+    costs = []
+    for _ in range(4):
+        variable = tf.Variable(prediction)
+        with tf.GradientTape() as tape:
+            value = loss(label, variable)
+        tape.gradient(value, variable)
+        costs.append(float(value[1]))
+    assert np.all(np.array(costs[:2]) > 0.1)
+    assert costs[2:] == [0.0, 0.0]
+    with pytest.raises(ValueError, match="uncertain='drop'"):
+        tfalign.ShiftInvariantLoss(uncertain="drop")
+
+
+def test_a_prediction_that_is_not_finite_is_seen_where_its_label_is_left_out(rng):
+    label, prediction = mixed_labels(rng)
+    prediction[1, 3, 3] = np.nan
+    options = {"max_shift": BOUND, "label_extras": ("anchor",), "uncertain": "leave_out"}
+    loss = tfalign.shift_invariant_loss(label, prediction, "mae", **options).numpy()
+    assert np.isfinite(loss).tolist() == [True, False, True, True]
+
+
 def test_it_is_refused_for_moved_predictions():
     with pytest.raises(ValueError, match=r'assignment="soft".*Received: assignment=.soft., moving=.prediction.'):
         tfalign.ShiftInvariantLoss(assignment="soft", moving="prediction")

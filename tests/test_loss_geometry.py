@@ -100,7 +100,15 @@ def test_the_gradient_passes_through_the_moved_prediction(rng, subpixel):
     label, prediction = turned_pair(rng, moves, size=20, margin=5)
     direction = rng.standard_normal(prediction.shape).astype(np.float32)
     bounds = {"max_shift": 4, "max_rotation": 0.0, "max_scale": 0.0, "max_shear": 0.0, "similarity": "ncc"}
-    options = {"min_overlap": 0.5, "min_confidence": 0.5, "pool": None, "crop": 0, "fill": None, "assignment": "hard"}
+    options = {
+        "min_overlap": 0.5,
+        "min_confidence": 0.5,
+        "pool": None,
+        "crop": 0,
+        "fill": None,
+        "assignment": "hard",
+        "uncertain": "stay",
+    }
     search = Search.checked(moving="prediction", subpixel=subpixel, **options, **bounds)
     label = tf.constant(label)
     valid = tf.ones_like(label)

@@ -377,6 +377,7 @@ OPTIONS = {
     "label_extras": ("mask", "anchor"),
     "ignore_class": 9,
     "min_confidence": 0.25,
+    "uncertain": "leave_out",
     "warmup_steps": 7,
     "name": "ours",
     "reduction": "sum",

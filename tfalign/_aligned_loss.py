@@ -83,8 +83,17 @@ def _laid_nearest(values, mask, moves, shape):
 
 def inside_range(aligned, label, valid):
     """Splines overshoot at edges, and Fourier transforms round: values back inside the range of each label."""
+    lowest, highest = value_range(label, valid)
+    return tf.maximum(tf.minimum(aligned, highest), tf.minimum(lowest, highest))
+
+
+def value_range(label, valid):
+    """The least and the largest value of each label and channel, `(batch, 1.., channels)` each.
+
+    Of a label without any value the least is above the largest.
+    """
     axes = list(range(1, label.shape.rank - 1))
     known = valid > 0.0
     highest = tf.reduce_max(tf.where(known, label, label.dtype.min), axis=axes, keepdims=True)
     lowest = tf.reduce_min(tf.where(known, label, label.dtype.max), axis=axes, keepdims=True)
-    return tf.maximum(tf.minimum(aligned, highest), tf.minimum(lowest, highest))
+    return lowest, highest

@@ -9,6 +9,7 @@ Source: Dempster, Laird & Rubin (1977), doi:10.1111/j.2517-6161.1977.tb01600.x.
 """
 
 import math
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -16,35 +17,65 @@ from tfalign import _aligned_loss, _pixel_loss
 from tfalign.ops import geometry, peak, spectral
 
 _LIKELIEST = 8  # shifts of which losses are averaged
+_ROUNDING = 1e-6  # of values: what they differ by is no texture
 _LEAST_WEIGHT = 0.5  # share of a pixel's shifts that must find a value
 
 
-def trusted(found, part, search):
-    """Which labels are moved, `(batch,)`: those that are known well enough, and not known to lie right."""
-    known = found.confidence >= (search.min_confidence if search.assignment == "hard" else 0.0)
-    return known if part.anchored is None else known & ~part.anchored
+class Placed(NamedTuple):
+    """Where labels are laid.
+
+    Attributes:
+        moves: `(batch, d+1, d+1)`, prediction -> label, if softly of a shift of 0.
+        posterior: `(batch, *(2 * max_shift + 1))`, the probability of each shift from there; None if hard.
+        counts: `(batch,)` booleans, labels that are compared; None: all.
+    """
+
+    moves: tf.Tensor
+    posterior: tf.Tensor | None
+    counts: tf.Tensor | None
 
 
-def place(found, network, moved, search):
-    """The moves `(batch, d+1, d+1)`, prediction -> label, and if softly the probability of each shift from there.
+def place(found, network, part, search, is_ready=None):
+    """Where the labels of a batch are laid, a `Placed`.
 
     Args:
         found: a `Registration`; if softly with its maps.
         network: `(1, d+1, d+1)`, what the network does to its input, to be taken out; or None.
-        moved: `(batch,)`; the other labels stay in place.
+        part: `Parts`.
         search: a `Search`.
+        is_ready: a scalar boolean, whether labels are aligned by now; until then all stay in place. None: they are.
     """
+    known = found.confidence >= search.min_confidence
+    moved = known if search.assignment == "hard" else tf.ones_like(known)
+    counts = None
+    if search.uncertain == "leave_out":
+        counts = known | _is_constant(part)
+    if part.anchored is not None:
+        moved &= ~part.anchored
+        counts = None if counts is None else counts | part.anchored
+    if is_ready is not None:
+        moved &= is_ready
+        counts = None if counts is None else counts | ~is_ready
     if search.assignment == "hard":
-        return search.moves(found, network, moved), None
-    return _spread(found, network, moved)
+        return Placed(search.moves(found, network, moved), None, counts)
+    moves, posterior = _spread(found, network, moved)
+    return Placed(moves, posterior, counts)
 
 
 def loss_there(parts, placed, base, search):
-    """The base loss of each label and its prediction, `(batch,)`; `placed` is of `place`."""
-    moves, posterior = placed
-    if posterior is None:
-        return _aligned_loss.loss_on_overlap(parts, moves, base, search)
-    return _expected_loss(parts, moves, posterior, base, search)
+    """The base loss of each label and its prediction, `(batch,)`; 0 of labels that do not count."""
+    if placed.posterior is None:
+        losses = _aligned_loss.loss_on_overlap(parts, placed.moves, base, search)
+    else:
+        losses = _expected_loss(parts, placed.moves, placed.posterior, base, search)
+    return losses if placed.counts is None else tf.where(placed.counts, losses, 0.0)
+
+
+def _is_constant(part):
+    """Labels, `(batch,)`, that are the same wherever they are laid."""
+    lowest, highest = _aligned_loss.value_range(part.label, part.valid)
+    rounding = _ROUNDING * tf.maximum(tf.abs(lowest), tf.abs(highest))
+    return tf.reduce_all(highest - lowest <= rounding, axis=list(range(1, part.label.shape.rank)))
 
 
 def _expected_loss(parts, moves, posterior, base, search):

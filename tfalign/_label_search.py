@@ -26,6 +26,7 @@ class Search(NamedTuple):
     crop: int | tuple[int, ...] | str
     fill: float | str | None
     min_confidence: float
+    uncertain: str
 
     @classmethod
     def checked(cls, *, max_shift, max_rotation, max_scale, max_shear, moving, subpixel, crop, fill, **others):
@@ -62,6 +63,7 @@ class Search(NamedTuple):
             pool=_checks.choice("pool", others["pool"], (None, "batch")),
             crop=crop,
             fill=fill,
+            uncertain=_checks.choice("uncertain", others["uncertain"], ("stay", "leave_out")),
             **shares,
         )
 

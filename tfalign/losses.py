@@ -35,6 +35,7 @@ def shift_invariant_loss(
     label_extras=(),
     ignore_class=None,
     min_confidence=0.5,
+    uncertain="stay",
     drift=None,
 ):
     """`ShiftInvariantLoss` without state: each label is aligned to its prediction, then `base` is taken.
@@ -55,7 +56,8 @@ def shift_invariant_loss(
         groups, pool, crop, fill, label_extras: see `ShiftInvariantLoss`.
         min_overlap: see `tfalign.register`.
         ignore_class: label pixels of this value do not count.
-        min_confidence: a label known less well than this stays where it is.
+        min_confidence, uncertain: what is done with labels that are known less well than this; see
+            `ShiftInvariantLoss`.
         drift: `(d,)` pixels taken out of every shift, or a transform `(d+1, d+1)` taken out of every transform.
 
     Returns:
@@ -82,6 +84,7 @@ def shift_invariant_loss(
         crop=crop,
         fill=fill,
         min_confidence=min_confidence,
+        uncertain=uncertain,
     )
     pixel_loss = search.comparable(PixelLoss.resolved(base, ignore_class), base)
     groups = checked_groups(groups, pixel_loss)
@@ -95,7 +98,7 @@ def shift_invariant_loss(
     for part in parted(whole, groups):
         inner = search.cropped(part.prediction, part.label)
         found = search.registered(part, inner, pixel_loss)
-        place = _assignment.place(found, network, _assignment.trusted(found, part, search), search)
+        place = _assignment.place(found, network, part, search)
         losses.append(_assignment.loss_there(part._replace(prediction=inner), place, pixel_loss, search))
     return joined(losses, groups, whole.prediction)
 
@@ -159,7 +162,9 @@ class ShiftInvariantLoss(_keras.Loss):
             moved, and once there are anchors they alone tell the drift, whatever the mean of the other shifts.
         ignore_class: label pixels of this value do not count, as in maps of class ids or binary masks with 255 for
             unknown. By default that of the base, if it has one.
-        min_confidence: a label whose shift is known with a lower probability stays in place.
+        min_confidence: a label whose shift is known with a lower probability is uncertain.
+        uncertain: "stay" leaves such a label in place. With "leave_out" it costs nothing, once others are aligned;
+            constant labels count in any case, as they are the same wherever they lie.
         warmup_steps: training steps on the labels as they lie; "auto" starts to align once the shifts are confident.
             The gradient counts by 0.3 until then, and rises to its full size over the next 100 steps.
         name, reduction, dtype: as in `keras.losses.Loss`; float32 or float64.
@@ -193,6 +198,7 @@ class ShiftInvariantLoss(_keras.Loss):
         label_extras=(),
         ignore_class=None,
         min_confidence=0.5,
+        uncertain="stay",
         warmup_steps="auto",
         name="shift_invariant_loss",
         reduction="sum_over_batch_size",
@@ -212,6 +218,7 @@ class ShiftInvariantLoss(_keras.Loss):
             crop=crop,
             fill=fill,
             min_confidence=min_confidence,
+            uncertain=uncertain,
         )
         if warmup_steps != "auto":
             _checks.whole_number("warmup_steps", warmup_steps, at_least=0, remedy='Or "auto".')
@@ -322,12 +329,12 @@ class ShiftInvariantLoss(_keras.Loss):
         for part, state in zip(parted(whole, self.groups), self._read()):
             inner = self._search.cropped(part.prediction, part.label)
             found = self._search.registered(part, inner, self._base)
-            trusted = _assignment.trusted(found, part, self._search)
+            is_ready = None
             if self.warmup_steps != 0:
-                trusted &= state.ready[0] > 0.0
+                is_ready = state.ready[0] > 0.0
                 gradient_shares.append(drift.gradient_share(state.ready[0]))
             network = self._network(state, found.translation) if self.center else None
-            places.append(_assignment.place(found, network, trusted, self._search))
+            places.append(_assignment.place(found, network, part, self._search, is_ready))
             sums = drift.batch_sums(
                 found.translation,
                 found.confidence,

@@ -46,6 +46,8 @@ def wanted(task, cell, arm):
         return False
     if arm == "soft":
         return cell.name in {"M0", "M1", "M7", "M7b", "M7c", "M8"}
+    if arm in {"left-out", "all-moved"}:
+        return cell.name in {"M7c", "M8"}
     if arm == "anchors":
         return cell.name == "M3"
     if arm == "oracle-shift":

@@ -75,6 +75,16 @@ def soft(task, cell, patches):
     return patches.labels, tfalign.ShiftInvariantLoss(task.base, assignment="soft", **cell.loss)
 
 
+def left_out(task, cell, patches):
+    """The same without labels that are known too little."""
+    return patches.labels, tfalign.ShiftInvariantLoss(task.base, uncertain="leave_out", **cell.loss)
+
+
+def all_moved(task, cell, patches):
+    """The same with these moved too, to where they fit best."""
+    return patches.labels, tfalign.ShiftInvariantLoss(task.base, min_confidence=0.0, **cell.loss)
+
+
 def anchors(task, cell, patches):
     """One label in a hundred lies right, and is known to."""
     chosen = np.random.default_rng(43).permutation(len(patches.labels)) < len(patches.labels) // 100
@@ -268,6 +278,8 @@ ARMS = {
         Arm("bare", "tfalign, no options", bare, uses_tfalign=True),
         Arm("reordered", "oracle, patches in another order", oracle, order=1000),
         Arm("soft", "tfalign, soft choice", soft, uses_tfalign=True),
+        Arm("left-out", "tfalign, uncertain labels left out", left_out, uses_tfalign=True),
+        Arm("all-moved", "tfalign, uncertain labels moved too", all_moved, uses_tfalign=True),
         Arm("anchors", "tfalign, 1 % anchors", anchors, uses_tfalign=True),
         *_WARPED,
         Arm("oracle-shift", "true moves through our warp", oracle_shift, version=2),
