@@ -70,14 +70,15 @@ def _row(task, cell, arm, records, reference):
         return row
     gaps = np.subtract(oracle, plain)
     is_known = len(gaps) > 1 and not TASKS[task].new_scenes
-    row["no_gap"] = bool(is_known and np.median(gaps) < 5 * gaps.std(ddof=1))
+    row["no_gap"] = bool(min(gaps) <= 0.0 or (is_known and np.median(gaps) < 5 * gaps.std(ddof=1)))
     for name, mine in (
         ("gap_recovered", "score"),
         ("gap_recovered_moved_back", "score_moved_back"),
         ("gap_recovered_at_a_third", "score_at_a_third"),
     ):
         values = zip(column(mine), column(mine, reference["plain"]), column(mine, reference["oracle"]))
-        row[name] = [evaluate.gap_recovered(*three) for three in values]
+        # A seed whose perfect labels gain nothing has no gap.
+        row[name] = [evaluate.gap_recovered(*three) if three[1] != three[2] else np.nan for three in values]
     return row
 
 
@@ -86,7 +87,7 @@ def _verdict(row):
     if row["arm"] == "bare" and "gap_recovered" in row:
         return "yes" if row["no_gap"] or min(row["gap_recovered"]) >= -0.02 else "no"
     if row["arm"] == "anchors":
-        return "yes" if np.median(row["gap_recovered"]) >= 0.95 else "no"
+        return "no gap" if row["no_gap"] else "yes" if np.median(row["gap_recovered"]) >= 0.95 else "no"
     if row["arm"] not in {"tfalign", "bare", "twins", "reordered"} or (
         row["arm"] == "tfalign" and CELLS[row["cell"]].elastic
     ):
@@ -136,7 +137,7 @@ def _entry(row):
     if name == "gap_recovered" and CELLS[row["cell"]].moved_back and row["arm"] == "tfalign":
         name = "gap_recovered_moved_back"
     signed, unit = ("+.2f", f" {TASKS[row['task']].unit}") if name == "minus_plain" else (".3f", "")
-    text = f"{np.median(row[name]):{signed}} / {min(row[name]):{signed}}{unit}"
+    text = f"{np.nanmedian(row[name]):{signed}} / {np.nanmin(row[name]):{signed}}{unit}"
     mark = {"y": "", "n": " **missed**"}.get(_verdict(row)[:1], "")
     return text + (" no gap" if _verdict(row) == "no gap" else mark) + f" ({len(row['seeds'])})"
 
@@ -151,9 +152,9 @@ def markdown(rows):
     for row in rows:
         unit = TASKS[row["task"]].unit
         if "gap_recovered" in row:
-            recovered = f"{np.median(row['gap_recovered']):.3f} / {min(row['gap_recovered']):.3f}"
-            early = f"{np.median(row['gap_recovered_at_a_third']):.2f}"
-            back = f"{np.median(row['gap_recovered_moved_back']):.3f}"
+            recovered = f"{np.nanmedian(row['gap_recovered']):.3f} / {np.nanmin(row['gap_recovered']):.3f}"
+            early = f"{np.nanmedian(row['gap_recovered_at_a_third']):.2f}"
+            back = f"{np.nanmedian(row['gap_recovered_moved_back']):.3f}"
         else:
             recovered = f"{np.median(row['minus_plain']):+.2f} / {min(row['minus_plain']):+.2f} {unit} to plain"
             early = back = ""

@@ -140,6 +140,19 @@ def record(score, drift=(0.0, 0.0)):
     }
 
 
+def test_a_seed_whose_perfect_labels_gain_nothing_has_no_gap(monkeypatch):
+    """The others are told, and nothing is judged."""
+    scores = {("M1", "plain"): [20.0, 0.0, 20.0], ("M0", "plain"): [30.0, 0.0, 30.0]}
+    scores["M1", "tfalign"] = [29.0, 25.0, 28.0]
+    monkeypatch.setattr(runs, "load", lambda run: record(scores[run.cell, run.arm][run.seed]))
+    (row,) = tables.summarise(["T3"], ["M1"], ["tfalign"], 3, inits=3)
+    np.testing.assert_allclose(row["gap_recovered"], [0.9, np.nan, 0.8])
+    assert row["no_gap"]
+    assert "| 0.850 / 0.800 |" in tables.markdown([row])
+    assert tables.markdown([row]).rstrip().endswith("| no gap |")
+    assert "0.850 / 0.800 no gap (3)" in tables.glance([row], "tfalign")
+
+
 def test_tables(monkeypatch, tmp_path):
     scores = {("M1", "plain"): 20.0, ("M0", "plain"): 30.0, ("M1", "tfalign"): 29.0, ("M0", "tfalign"): 29.5}
     monkeypatch.setattr(
