@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.quality import runs, tables
+from benchmarks.quality import offsets, runs, tables
 from benchmarks.quality.__main__ import FORMS, expected
 from benchmarks.quality.arms import ARMS
 from benchmarks.quality.cells import CELLS, patches
@@ -100,10 +100,20 @@ def test_the_table_of_bent_labels_has_their_fields(monkeypatch):
     assert "0.900 | 0.00 | 4.00 | 0.75 | 0.50 | 25.00 % | x1.00" in lines[2]
 
 
-def test_variants_of_the_twins_run_on_one_cell():
-    variants = {run.arm: run.cell for run in expected(**FORMS["gate"]) if run.arm.startswith("twins-")}
-    assert set(variants.values()) == {"M6b"}
-    assert set(variants) == {name for name in ARMS if name.startswith("twins-")}
+def test_variants_of_the_twins_run_on_one_cell_and_the_pin_on_aligned_labels():
+    variants = {(run.arm, run.cell) for run in expected(**FORMS["gate"]) if run.arm.startswith("twins-")}
+    names = {name for name in ARMS if name.startswith("twins-")}
+    assert variants == {(name, "M6b") for name in names} | {("twins-equivariant", "M0")}
+
+
+def test_biased_labels_are_warned_of_and_no_others():
+    rows = offsets.checks(["T0"], ["M0", "M3"], 1)
+    assert [row["warned"] for row in rows] == [[False], [True]]
+    np.testing.assert_allclose(rows[0]["offset"], 0.0, atol=0.1)
+    np.testing.assert_allclose(rows[1]["offset"], 3.0, atol=1.0)
+    lines = offsets.markdown(rows).splitlines()
+    assert [line.split("|")[-3:-1] for line in lines[2:]] == [[" 0 of 1 ", " yes "], [" 1 of 1 ", " yes "]]
+    assert " no |" in offsets.markdown([{**rows[1], "warned": [False]}])
 
 
 def test_forms_name_what_belongs_to_them():
