@@ -41,7 +41,7 @@ def wanted(task, cell, arm):
     if arm in {"twins", "joint"}:
         return cell.elastic is not None or cell.name == "M0"
     if arm in VARIANTS:
-        return task == "T1" and (cell.name == "M6b" or (cell.name == "M0" and arm == "twins-equivariant"))
+        return task == "T1" and cell.name == "M6b"
     if cell.elastic and arm not in {"tfalign", "bare"}:
         return False
     if arm == "soft":

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import tfalign
 from benchmarks.quality import LOSS_VERSION, bent
-from benchmarks.quality.arms import ARMS, REFERENCES, center
+from benchmarks.quality.arms import ARMS, REFERENCES, VARIANTS, center
 from benchmarks.quality.cells import CELLS, patches
 from benchmarks.quality.tasks import TASKS, Scene
 from tfalign.jobs import evaluate, files
@@ -126,7 +126,7 @@ def do(run):
     }
     RECORDS.mkdir(parents=True, exist_ok=True)
     files.write_json(path(run), record)
-    if around is not None and data.fields is not None and run.seed == 0:
+    if around is not None and data.fields is not None and run.seed == 0 and run.arm not in VARIANTS:
         shown = slice(_SHOWN)
         aligned = model.align(data.inputs[shown], labels[shown])
         before, truths = (center(one[shown], cell.margin) for one in (data.labels, data.true_labels))
