@@ -13,6 +13,7 @@ from benchmarks.quality.tasks import TASKS
 from tfalign.data import offset_check
 from tfalign.jobs import files
 
+_TASKS = ("T0", "T1", "T3")
 _CELLS = ("M0", "M1", "M2", "M3")
 _COUNT = 256  # labels a check looks at
 
@@ -63,11 +64,11 @@ def markdown(rows):
 
 
 def main(
-    task: Annotated[list[str], typer.Option(help="Tasks.")] = ["T0", "T1", "T3"],  # noqa: B006 - typer reads it
+    task: Annotated[list[str] | None, typer.Option(help="Only these tasks.")] = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
 ):
     """Registers labels to inputs in each cell and writes benchmarks/results/quality/offsets."""
-    rows, command = checks(task, _CELLS, seeds), "python -m benchmarks.quality.offsets"
+    rows, command = checks(task or _TASKS, _CELLS, seeds), "python -m benchmarks.quality.offsets"
     versions = files.versions()
     files.write_json(tables.RESULTS / "offsets.json", {"command": command, "versions": versions, "rows": rows})
     said = ", ".join(f"{name} {value}" for name, value in versions.items())
