@@ -235,7 +235,7 @@ def likelihood_over_shifts(task, cell, patches):
 REFERENCES = ("plain", "oracle")
 RIVALS = ("low-pass", "preregistration", "itk", "minimum", "likelihood")
 ABLATIONS = ("no-pin", "running-mean", "hard-start")
-_WARPED_VERSION = 3  # to be raised with what changes the warp network or `DeformableModel`
+_WARPED_VERSION = 4  # to be raised with what changes the warp network or `DeformableModel`
 
 
 def _deformable(name, title, prepare=twins, form="velocity", **options):

@@ -17,6 +17,7 @@ from tfalign.ops import displacements, geometry, registration, replicas, resampl
 MOVING = ("label", "prediction")
 LAID_ON = ("twin", "predictor")
 _FIRST_REACH = 4.0  # px, that labels are taken to lie off by until they are seen
+_BENT = 1 / 80  # mean square of a label's slopes, over which it counts as bent
 
 
 class Alignment(NamedTuple):
@@ -77,8 +78,9 @@ class DeformableModel(keras.Model):
         stop_gradient: the f-branch does not teach f through what W' makes of its prediction; False only with
             `laid_on="predictor"`.
         center: take the drift out.
-        smoothness: weight of the squared slopes of the displacement, in units of the loss of W: the penalty is this
-            times the slopes' mean square times the loss.
+        smoothness: weight of the slopes of the displacement, in units of the loss of W. With E the mean square of a
+            label's slopes, its penalty is this times `log(1 + 80 E) / 8` times the loss: about E for labels that are
+            bent, ten times as much for straight ones, so that these are not bent to what f gets wrong.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
             more run of f, and needs one input of the rank of the prediction.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
@@ -263,11 +265,11 @@ class DeformableModel(keras.Model):
             label, valid = labels.cropped(labels.dense)
             counts *= valid
         warp_loss = mean_loss(task.pixel_loss, label, other, counts, sample_weight)
-        energy = tf.reduce_mean(displacements.smoothness_energy(field))
+        stiffness = tf.reduce_mean(_stiffness(displacements.smoothness_energy(field)))
         # Of all replicas: products and roots of their own means would not add up to those of one device.
         means = (tf.stop_gradient(one) for one in (warp_loss, tf.reduce_mean(tf.square(field))))
         level, square = replicas.summed([one / replicas.count() for one in means])
-        penalties = self.smoothness * tf.abs(level) * energy
+        penalties = self.smoothness * tf.abs(level) * stiffness
         if self.equivariance > 0.0:
             penalties += self.equivariance * self._inequivariance(x, prediction, task)
         self.warp_loss_tracker.update_state(warp_loss)
@@ -402,6 +404,11 @@ def _moved_back(prediction, field, moves):
         displacements.invert(field), displacements.from_transform(geometry.invert(moves), shape)
     )
     return resample.warp(prediction, back)
+
+
+def _stiffness(energy):
+    """The penalty of slopes with a mean square of `energy`: ten times that at 0, about that from 0.1 on."""
+    return 10.0 * _BENT * tf.math.log1p(energy / _BENT)
 
 
 def _gradient_only(value):
