@@ -22,7 +22,7 @@ class Arm(NamedTuple):
     name: str
     title: str
     prepare: Callable[[Task, Cell, Patches], tuple[np.ndarray, Any]]  # -> labels, Keras loss
-    uses_tfalign: bool = False
+    uses_loss: bool = False  # `ShiftInvariantLoss`: its version and the bounds of the cell count
     version: int = 1
     around: Callable[[keras.Model], keras.Model] | None = None  # the model that trains a predictor
     order: int = 0  # added to the seed of the order of the patches
@@ -244,7 +244,7 @@ def _deformable(name, title, prepare=twins, form="velocity", **options):
     def around(predictor):
         return tfalign.models.DeformableModel(predictor, tfalign.models.warp_network(form=form), **options)
 
-    return Arm(name, title, prepare, uses_tfalign=True, around=around, version=_WARPED_VERSION)
+    return Arm(name, title, prepare, uses_loss=prepare is not twins, around=around, version=_WARPED_VERSION)
 
 
 _WARPED = (
@@ -274,19 +274,19 @@ ARMS = {
     for arm in (
         Arm("plain", "plain loss", plain),
         Arm("oracle", "oracle: aligned labels", oracle),
-        Arm("tfalign", "tfalign", ours, uses_tfalign=True),
-        Arm("bare", "tfalign, no options", bare, uses_tfalign=True),
+        Arm("tfalign", "tfalign", ours, uses_loss=True),
+        Arm("bare", "tfalign, no options", bare, uses_loss=True),
         Arm("reordered", "oracle, patches in another order", oracle, order=1000),
-        Arm("soft", "tfalign, soft choice", soft, uses_tfalign=True),
-        Arm("left-out", "tfalign, uncertain labels left out", left_out, uses_tfalign=True),
-        Arm("all-moved", "tfalign, uncertain labels moved too", all_moved, uses_tfalign=True),
-        Arm("anchors", "tfalign, 1 % anchors", anchors, uses_tfalign=True),
+        Arm("soft", "tfalign, soft choice", soft, uses_loss=True),
+        Arm("left-out", "tfalign, uncertain labels left out", left_out, uses_loss=True),
+        Arm("all-moved", "tfalign, uncertain labels moved too", all_moved, uses_loss=True),
+        Arm("anchors", "tfalign, 1 % anchors", anchors, uses_loss=True),
         *_WARPED,
         Arm("oracle-shift", "true moves through our warp", oracle_shift, version=2),
         Arm("per-image", "one shift per image", per_image),
-        Arm("no-pin", "ablation: no pin", no_pin, uses_tfalign=True),
-        Arm("running-mean", "ablation: running mean", running_mean, uses_tfalign=True),
-        Arm("hard-start", "ablation: no warm-up", hard_start, uses_tfalign=True),
+        Arm("no-pin", "ablation: no pin", no_pin, uses_loss=True),
+        Arm("running-mean", "ablation: running mean", running_mean, uses_loss=True),
+        Arm("hard-start", "ablation: no warm-up", hard_start, uses_loss=True),
         Arm("low-pass", "rival: low-pass loss", low_pass),
         Arm("preregistration", "rival: label to input, skimage", preregistration, version=2),
         Arm("itk", "rival: label to input, ITK MI", preregistration_itk),

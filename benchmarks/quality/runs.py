@@ -62,7 +62,7 @@ def key(run):
         "flips": cell.flips,
     }
     described["settings"]["patch"] = cell.patch or task.patch
-    if arm.uses_tfalign:
+    if arm.uses_loss:
         described.update(loss=cell.loss if run.arm != "bare" else {}, loss_version=LOSS_VERSION)
     return described
 

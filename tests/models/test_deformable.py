@@ -8,7 +8,7 @@ import tfalign
 from tfalign.data import misalign
 from tfalign.models import DeformableModel
 from tfalign.models._bent_labels import Task
-from tfalign.models.deformable import _moved_back
+from tfalign.models.deformable import _moved_back, _stiffness
 from tfalign.ops import displacements, geometry
 
 SIZE, MARGIN = 16, 4
@@ -155,6 +155,28 @@ def test_whose_prediction_the_labels_are_laid_on(laid_on):
     expected = tape.gradient(plain, model.predictor.trainable_weights)
     for one, two in zip(split(model, gradients(model, x, y)[1])[0], expected):
         np.testing.assert_allclose(one, two, atol=2e-5)
+
+
+def test_straight_labels_are_held_ten_times_as_stiffly_as_bent_ones():
+    x, _, y, _ = scene(3)
+    rough, smooth = (small(bent=True, smoothness=weight) for weight in (0.0, 0.7))
+    copy_weights(smooth, rough)
+    found = []
+    for model in (rough, smooth):
+        model.compile("sgd", loss="mse")
+        found.append(split(model, gradients(model, x, y)[1])[1])
+    with tf.GradientTape() as tape:
+        fields = smooth.warp_network([smooth.predictor_twin(x), tf.constant(y)])
+        energies = displacements.smoothness_energy(fields)
+        penalty = 0.7 * float(smooth.warp_loss_tracker.result()) * tf.reduce_mean(tf.math.log(1 + 80 * energies) / 8)
+    assert 0.001 < np.min(energies) < 0.8 * np.max(energies)
+    for one, two, added in zip(*found, tape.gradient(penalty, smooth.warp_network.trainable_weights)):
+        np.testing.assert_allclose(two - one, added, rtol=1e-2, atol=1e-6)
+    energy = tf.constant([0.0, 0.1125])
+    with tf.GradientTape() as tape:
+        tape.watch(energy)
+        stiffness = _stiffness(energy)
+    np.testing.assert_allclose(tape.gradient(stiffness, energy), [10.0, 1.0], rtol=1e-5)
 
 
 def test_synchronous_twins_and_one_loss_are_joint_training():

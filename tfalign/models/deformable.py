@@ -17,7 +17,7 @@ from tfalign.ops import displacements, geometry, registration, replicas, resampl
 MOVING = ("label", "prediction")
 LAID_ON = ("twin", "predictor")
 _FIRST_REACH = 4.0  # px, that labels are taken to lie off by until they are seen
-_BENT = 1 / 80  # mean square of a label's slopes, over which it counts as bent
+_BENT = 1 / 80  # mean square of slopes, over which a label counts as bent and is held less stiffly
 
 
 class Alignment(NamedTuple):
@@ -79,8 +79,9 @@ class DeformableModel(keras.Model):
             `laid_on="predictor"`.
         center: take the drift out.
         smoothness: weight of the slopes of the displacement, in units of the loss of W. With E the mean square of a
-            label's slopes, its penalty is this times `log(1 + 80 E) / 8` times the loss: about E for labels that are
-            bent, ten times as much for straight ones, so that these are not bent to what f gets wrong.
+            label's slopes, its penalty is this times `log(1 + 80 E) / 8` times the loss. It holds clearly bent labels
+            (E = 0.1) as stiffly as E itself would, and straight ones ten times as stiffly, so that these are not bent
+            to what f gets wrong.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
             more run of f, and needs one input of the rank of the prediction.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
@@ -407,7 +408,7 @@ def _moved_back(prediction, field, moves):
 
 
 def _stiffness(energy):
-    """The penalty of slopes with a mean square of `energy`: ten times that at 0, about that from 0.1 on."""
+    """The penalty of slopes with a mean square of `energy`, whose derivative is 10 at 0 and 1.1 at 0.1."""
     return 10.0 * _BENT * tf.math.log1p(energy / _BENT)
 
 
