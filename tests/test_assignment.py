@@ -10,6 +10,7 @@ import tfalign
 from tests import reference
 from tests.conftest import in_modes
 from tests.test_loss_geometry import made, turned_pair
+from tfalign import drift
 
 BOUND = 3
 
@@ -218,6 +219,44 @@ def test_uncertain_labels_are_left_out_once_others_are_aligned(rng):
     assert costs[2:] == [0.0, 0.0]
     with pytest.raises(ValueError, match="uncertain='drop'"):
         tfalign.ShiftInvariantLoss(uncertain="drop")
+
+
+@pytest.mark.parametrize("run", ["eager", "graph", "xla"], indirect=True)
+def test_a_label_of_which_little_is_known_stays_where_most_lie_in_place_and_moves_where_few_do(rng, run):
+    label, prediction, _ = noisy_pair(rng, noise=0.6)
+    confidence = tfalign.register(prediction, label, max_shift=BOUND).confidence
+    assert np.all((confidence > 0.1) & (confidence < 0.5))
+
+    def costs(share, y, p):
+        loss = tfalign.ShiftInvariantLoss("mae", max_shift=BOUND, warmup_steps=0, center=False)
+        state = drift.initial((BOUND, BOUND))
+        loss._state = drift.pack(state._replace(in_place=tf.fill([3], share)))
+        return loss.call(y, p)
+
+    for share, least in ((0.01, 0.0), (0.25, 0.25), (0.97, 1.0)):
+        expected = tfalign.shift_invariant_loss(label, prediction, "mae", max_shift=BOUND, min_confidence=least)
+        np.testing.assert_allclose(run(costs, np.float32(share), label, prediction), expected, rtol=1e-5)
+
+
+def test_the_gate_that_is_found_by_itself(rng):
+    """From 0.5 towards the share of labels that lie in place, but within 0.1 and 0.5; one for each group."""
+    gates = []
+    for groups, reach in ((None, 3), (None, 0), ([(0,), (1,)], 3)):
+        loss = tfalign.ShiftInvariantLoss("mae", max_shift=BOUND, warmup_steps=0, groups=groups)
+        assert np.all(loss.least_confidence == 0.5)
+        for _ in range(60):
+            _, prediction, _ = noisy_pair(rng, noise=0.01)
+            moved = [np.roll(one, tuple(rng.integers(-reach, reach + 1, 2)), axis=(0, 1)) for one in prediction]
+            variable = tf.Variable(prediction)
+            with tf.GradientTape() as tape:
+                value = loss(np.stack(moved), variable)
+            tape.gradient(value, variable)
+        gates.append(loss.least_confidence)
+    assert 0.1 <= gates[0] < 0.35
+    assert gates[1] == 0.5
+    assert gates[2].shape == (2,)
+    assert np.all(gates[2] < 0.35)
+    assert tfalign.ShiftInvariantLoss(min_confidence=0.3).least_confidence == 0.3
 
 
 def test_a_prediction_that_is_not_finite_is_seen_where_its_label_is_left_out(rng):

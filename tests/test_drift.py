@@ -301,6 +301,21 @@ def test_what_is_told_to_people(rng):
     np.testing.assert_allclose(state.spread[:2], late.std(axis=0), rtol=0.15)
 
 
+def test_the_share_of_labels_in_place(rng):
+    """Running, by confidence, also of labels that are gated; batches of which little is known hardly change it."""
+    state, share = drift.initial((8, 8)), 0.5
+    for _ in range(30):
+        shifts, confidence = rng.uniform(-4, 4, (6, 2)), rng.uniform(0, 1, 6) * rng.uniform()
+        mean = state.mean.numpy()
+        told = tf.constant(shifts, tf.float32), tf.constant(confidence, tf.float32)
+        sums = drift.batch_sums(*told, min_confidence=0.5, mean=state.mean)
+        state = drift.update(state, sums, warmup_steps=0, subpixel=False)
+        inside = np.all(np.abs(shifts - mean[:2]) <= 1.5, axis=1)
+        share += 0.05 * np.mean(confidence * (inside - share))
+        np.testing.assert_allclose(state.in_place, share, rtol=1e-4)
+    assert 0.1 < share < 0.4
+
+
 def test_sums_of_replicas_add_up(rng):
     shifts, confidence = rng.standard_normal((6, 2)).astype(np.float32), rng.uniform(0.3, 1, 6).astype(np.float32)
     linear = rng.standard_normal((6, 3, 3)).astype(np.float32)

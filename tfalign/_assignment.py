@@ -35,7 +35,7 @@ class Placed(NamedTuple):
     counts: tf.Tensor | None
 
 
-def place(found, network, part, search, is_ready=None):
+def place(found, network, part, search, *, least_confidence, is_ready=None):
     """Where the labels of a batch are laid, a `Placed`.
 
     Args:
@@ -43,9 +43,10 @@ def place(found, network, part, search, is_ready=None):
         network: `(1, d+1, d+1)`, what the network does to its input, to be taken out; or None.
         part: `Parts`.
         search: a `Search`.
+        least_confidence: of a label that is known well enough.
         is_ready: a scalar boolean, whether labels are aligned by now; until then all stay in place. None: they are.
     """
-    known = found.confidence >= search.min_confidence
+    known = found.confidence >= tf.cast(least_confidence, found.confidence.dtype)
     moved = known if search.assignment == "hard" else tf.ones_like(known)
     counts = None
     if search.uncertain == "leave_out":

@@ -8,6 +8,7 @@ from tfalign import _checks, _filled, drift
 from tfalign.ops import geometry, registration, resample
 
 DEFAULT_MAX_SHIFT = 8
+_GATE = (0.1, 0.5)  # least confidences that "auto" gives; labels of noise seldom reach the first
 
 
 class Search(NamedTuple):
@@ -25,7 +26,7 @@ class Search(NamedTuple):
     min_overlap: float
     crop: int | tuple[int, ...] | str
     fill: float | str | None
-    min_confidence: float
+    min_confidence: float | str
     uncertain: str
 
     @classmethod
@@ -50,7 +51,10 @@ class Search(NamedTuple):
                     'Leave moving="label".',
                 )
             )
-        shares = {name: _checks.number(name, others[name], at_least=0.0, at_most=1.0) for name in _SHARES}
+        min_confidence = others["min_confidence"]
+        if min_confidence != "auto":
+            bounds = {"at_least": 0.0, "at_most": 1.0, "remedy": 'Or "auto".'}
+            min_confidence = _checks.number("min_confidence", min_confidence, **bounds)
         return cls(
             max_shift=max_shift,
             max_rotation=_checks.number("max_rotation", max_rotation, at_least=0.0, at_most=180.0),
@@ -63,8 +67,9 @@ class Search(NamedTuple):
             pool=_checks.choice("pool", others["pool"], (None, "batch")),
             crop=crop,
             fill=fill,
+            min_overlap=_checks.number("min_overlap", others["min_overlap"], at_least=0.0, at_most=1.0),
+            min_confidence=min_confidence,
             uncertain=_checks.choice("uncertain", others["uncertain"], ("stay", "leave_out")),
-            **shares,
         )
 
     @property
@@ -185,7 +190,18 @@ class Search(NamedTuple):
         return tf.where(trusted[:, tf.newaxis, tf.newaxis], transform, identity)
 
 
-_SHARES = ("min_overlap", "min_confidence")
+def least_confidence(min_confidence, in_place=None):
+    """The confidence from which a label is moved to where it was found.
+
+    "auto" is the probability that it lies in place: staying is the better guess where that is larger.
+
+    Args:
+        min_confidence: the option.
+        in_place: the share of labels that lie in place, a scalar tensor; None: nothing is known of it.
+    """
+    if min_confidence != "auto":
+        return min_confidence
+    return _GATE[1] if in_place is None else tf.clip_by_value(in_place, *_GATE)
 
 
 def _several(pixels):

@@ -38,7 +38,9 @@ _LONGEST_WARMUP = 100  # updates; noisy labels may never look confident, and the
 SETTLING = 100.0  # updates that `ready` takes to rise
 _WARMUP_GRADIENT = 0.3  # share of the gradient that counts before labels are aligned
 _CONFIDENCE_MEMORY = 0.9  # per batch; from 0 it takes 14 certain batches to be ready
-_TELLING_MEMORY = 0.95  # per batch, of what is told to people
+_TELLING_MEMORY = 0.95  # per batch, of what is told to people and of how many labels lie in place
+_IN_PLACE = 1.5  # px from the drift: within a pixel, as a confidence is understood, and what rounding leaves
+_FIRST_SHARE_IN_PLACE = 0.5  # until labels are seen
 _FIRST_VARIANCE = 1.0  # px^2 of the belief before the first batch
 _MEASUREMENT_FLOOR = 0.01  # px^2, variance of a batch's mean when nothing scatters
 _ANCHOR_VARIANCE = 0.1  # px^2, of the shift of one label that is known to lie right
@@ -69,6 +71,7 @@ class BatchSums(NamedTuple):
     count: tf.Tensor
     gated: tf.Tensor  # labels that are known too little to be moved
     at_bound: tf.Tensor  # labels whose shift lies on the bound of the search
+    in_place: tf.Tensor  # confidence of the labels that lie where the network is
     linear: tf.Tensor | None = None  # `(AXES, 3)`, rotation, scale and shear where they are searched
     linear_squared: tf.Tensor | None = None
     anchor_weight: tf.Tensor | None = None  # of the labels that are known to lie right, where some may be
@@ -94,6 +97,7 @@ class DriftState(NamedTuple):
     confidence: tf.Tensor  # running mean, from 0
     gated: tf.Tensor  # running share of labels
     at_bound: tf.Tensor  # running share of labels
+    in_place: tf.Tensor  # running share of labels that lie where the network is, by their confidence
     shift: tf.Tensor  # px, running mean
     shift_squared: tf.Tensor  # px^2, running mean
     updates: tf.Tensor  # batches seen
@@ -168,6 +172,7 @@ def initial(max_shift=(), *, max_rotation=0.0, max_scale=0.0, max_shear=0.0):
         confidence=zeros,
         gated=zeros,
         at_bound=zeros,
+        in_place=tf.fill([AXES], _FIRST_SHARE_IN_PLACE),
         shift=zeros,
         shift_squared=zeros,
         updates=zeros,
@@ -191,13 +196,14 @@ def unpack(packed):
     return DriftState._make([belief, *tf.unstack(single, num=_SINGLE, axis=1), linear])
 
 
-def batch_sums(translation, confidence, *, min_confidence, max_shift=(), anchored=None, linear=None):
+def batch_sums(translation, confidence, *, min_confidence, mean=0.0, max_shift=(), anchored=None, linear=None):
     """Sums over one batch; a shift that is not known well does not count, others by their confidence.
 
     Args:
         translation: `(batch, d)` pixels, sub-pixel. Non-finite samples are skipped.
         confidence: `(batch,)`.
         min_confidence: below it a sample has no weight.
+        mean: `(AXES,)` pixels, the drift so far, to tell the labels that lie in place.
         max_shift: of the window, one int per axis, to tell the shifts that lie on its bound.
         anchored: `(batch,)` booleans, labels that are known to lie right: what is registered is the network's drift.
         linear: `(batch, AXES, 3)` of `tfalign.linear_drift.parameters`, finite, where they are searched.
@@ -212,6 +218,7 @@ def batch_sums(translation, confidence, *, min_confidence, max_shift=(), anchore
     weight = tf.where(confidence >= min_confidence, confidence, 0.0)[:, tf.newaxis]
     translation = tf.where(usable[:, tf.newaxis], translation, 0.0)
     phase = 2.0 * np.pi * translation
+    is_in_place = tf.reduce_all(tf.abs(translation - mean) <= _IN_PLACE, axis=-1)
     ones = tf.ones([AXES])
     found = {}
     if linear is not None:
@@ -232,6 +239,7 @@ def batch_sums(translation, confidence, *, min_confidence, max_shift=(), anchore
         count=ones * tf.reduce_sum(tf.cast(usable, tf.float32)),
         gated=ones * tf.reduce_sum(tf.cast(usable & (confidence < min_confidence), tf.float32)),
         at_bound=ones * tf.reduce_sum(tf.cast(usable & on_bound, tf.float32)),
+        in_place=ones * tf.reduce_sum(tf.where(is_in_place, confidence, 0.0)),
         **found,
     )
 
@@ -288,6 +296,8 @@ def update(state, sums, *, warmup_steps, subpixel):
         _running(share / tf.maximum(sums.count, 1.0), old, state.updates <= 0.0)
         for share, old in ((sums.gated, state.gated), (sums.at_bound, state.at_bound))
     )
+    # Batches count as much as is known about them.
+    change = (sums.in_place - sums.confidence * state.in_place) / tf.maximum(sums.count, 1.0)
     updates = state.updates + 1.0
     if warmup_steps == "auto":
         now_ready = (confidence >= _READY_CONFIDENCE) | (updates >= _LONGEST_WARMUP)
@@ -308,6 +318,7 @@ def update(state, sums, *, warmup_steps, subpixel):
         confidence=confidence,
         gated=gated,
         at_bound=at_bound,
+        in_place=state.in_place + (1.0 - _TELLING_MEMORY) * change,
         shift=tf.where(known, _running(batch_mean, state.shift, is_first), state.shift),
         shift_squared=tf.where(
             known, _running(sums.shift_squared / weight, state.shift_squared, is_first), state.shift_squared

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfalign import _assignment, _checks, _keras, drift, linear_drift
 from tfalign._aligned_loss import joined
 from tfalign._label_parts import checked_extras, checked_groups, group_of_channels, parted, parts
-from tfalign._label_search import Search
+from tfalign._label_search import Search, least_confidence
 from tfalign._one_output import OneOutput, checked_weight
 from tfalign._pixel_loss import PixelLoss
 from tfalign.ops import geometry, replicas
@@ -57,7 +57,7 @@ def shift_invariant_loss(
         min_overlap: see `tfalign.register`.
         ignore_class: label pixels of this value do not count.
         min_confidence, uncertain: what is done with labels that are known less well than this; see
-            `ShiftInvariantLoss`.
+            `ShiftInvariantLoss`. "auto" is 0.5 here.
         drift: `(d,)` pixels taken out of every shift, or a transform `(d+1, d+1)` taken out of every transform.
 
     Returns:
@@ -98,7 +98,8 @@ def shift_invariant_loss(
     for part in parted(whole, groups):
         inner = search.cropped(part.prediction, part.label)
         found = search.registered(part, inner, pixel_loss)
-        place = _assignment.place(found, network, part, search)
+        least = least_confidence(search.min_confidence)
+        place = _assignment.place(found, network, part, search, least_confidence=least)
         losses.append(_assignment.loss_there(part._replace(prediction=inner), place, pixel_loss, search))
     return joined(losses, groups, whole.prediction)
 
@@ -162,7 +163,9 @@ class ShiftInvariantLoss(_keras.Loss):
             moved, and once there are anchors they alone tell the drift, whatever the mean of the other shifts.
         ignore_class: label pixels of this value do not count, as in maps of class ids or binary masks with 255 for
             unknown. By default that of the base, if it has one.
-        min_confidence: a label whose shift is known with a lower probability is uncertain.
+        min_confidence: a label whose shift is known with a lower probability is uncertain. "auto" follows the share of
+            labels that lie in place, by their confidence, within 0.1 and 0.5: where most lie right an uncertain one had
+            better stay, where few do it had better move.
         uncertain: "stay" leaves such a label in place. With "leave_out" it costs nothing, once others are aligned;
             constant labels count in any case, as they are the same wherever they lie.
         warmup_steps: training steps on the labels as they lie; "auto" starts to align once the shifts are confident.
@@ -197,7 +200,7 @@ class ShiftInvariantLoss(_keras.Loss):
         fill=None,
         label_extras=(),
         ignore_class=None,
-        min_confidence=0.5,
+        min_confidence="auto",
         uncertain="stay",
         warmup_steps="auto",
         name="shift_invariant_loss",
@@ -298,6 +301,11 @@ class ShiftInvariantLoss(_keras.Loss):
         return float(np.max(self._of_each_group(lambda state: state.gated[0])))
 
     @property
+    def least_confidence(self):
+        """The confidence that a label needs now to be moved, with groups one for each: a NumPy array."""
+        return self._of_each_group(lambda state: least_confidence(self._search.min_confidence, state.in_place[0]))
+
+    @property
     def is_ready(self):
         """Whether labels are aligned by now: the warm-up is over."""
         return bool(np.all(self._of_each_group(lambda state: state.ready[0]) > 0.0))
@@ -334,11 +342,14 @@ class ShiftInvariantLoss(_keras.Loss):
                 is_ready = state.ready[0] > 0.0
                 gradient_shares.append(drift.gradient_share(state.ready[0]))
             network = self._network(state, found.translation) if self.center else None
-            places.append(_assignment.place(found, network, part, self._search, is_ready))
+            least = least_confidence(self._search.min_confidence, state.in_place[0])
+            how = {"least_confidence": least, "is_ready": is_ready}
+            places.append(_assignment.place(found, network, part, self._search, **how))
             sums = drift.batch_sums(
                 found.translation,
                 found.confidence,
-                min_confidence=self._search.min_confidence,
+                min_confidence=least,
+                mean=state.mean,
                 max_shift=self._search.window(part, inner),
                 anchored=part.anchored,
                 linear=linear_drift.parameters(found.transform) if self._search.turns else None,

@@ -5,4 +5,4 @@ misalignment with the bounds that tfalign is given; an *arm* is a way to train. 
 `tasks.py`, `cells.py` or `arms.py`.
 """
 
-LOSS_VERSION = 4
+LOSS_VERSION = 5

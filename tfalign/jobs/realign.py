@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from tfalign import _checks
+from tfalign._label_search import least_confidence
 from tfalign.data import label_files, realign_files, sources, tables, writers
 from tfalign.data.formats import BadFileError
 from tfalign.jobs import measures, networks, run_data, run_reading
@@ -40,7 +41,7 @@ def run(
             writes the repaired label, "keep" the label as it is, "reject" none. Of several rows of a file the strictest
             counts. Files that are not named are repaired.
         model: "module:function" of a run that was trained with one.
-        min_confidence: a label known less well stays where it is; by default as in training.
+        min_confidence: a label known less well stays where it is; by default as in training, or 0.5 for "auto".
         track, announce: see `tfalign.jobs.train.run`.
 
     Returns:
@@ -81,7 +82,7 @@ def settings_of(run, *, model, min_confidence):
         "preprocessing": run_reading.cutting(run.path).preprocessing,
         "subpixel": config.loss["subpixel"],
         "offset": measures.offset_of(config, drift),
-        "min_confidence": config.loss["min_confidence"] if min_confidence is None else min_confidence,
+        "min_confidence": least_confidence(config.loss["min_confidence"]) if min_confidence is None else min_confidence,
         "ignore_class": config.loss["ignore_class"],
         "patch_size": _size(facts["patch_size"]),
         **measures.search_of(config, scale_free=True),

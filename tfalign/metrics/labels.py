@@ -22,10 +22,11 @@ def registering(loss):
     config = loss.get_config()
     search = Search(**{name: config[name] for name in Search._fields})
     base = PixelLoss.resolved(loss.base, loss.ignore_class)
+    least = np.atleast_1d(loss.least_confidence)
 
     def registered(label, prediction):
         found = []
-        for part in parted(parts(label, prediction, base, loss.label_extras), loss.groups):
+        for part, least_here in zip(parted(parts(label, prediction, base, loss.label_extras), loss.groups), least):
             inner = search.cropped(part.prediction, part.label)
             one = search.registered(part, inner, base)
             bounds = search.bounds(part.prediction if search.crop == "max_shift" else inner, part.label)
@@ -36,7 +37,7 @@ def registering(loss):
                     "confidence": one.confidence,
                     "overlap": one.overlap,
                     "at_bound": is_at_bound(one.translation, bounds),
-                    "gated": one.confidence < search.min_confidence,
+                    "gated": one.confidence < least_here,
                 }
             )
         return found

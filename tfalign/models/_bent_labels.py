@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
+from tfalign._label_search import least_confidence
 from tfalign._pixel_loss import PixelLoss
 from tfalign.losses import ShiftInvariantLoss
 from tfalign.ops import displacements, geometry, registration, resample, spline
@@ -80,7 +81,7 @@ class Task(NamedTuple):
             "subpixel": bool(search.get("subpixel", False)),
             **{name: search.get(name, 0.0) for name in ("max_rotation", "max_scale", "max_shear")},
         }
-        return options, search.get("min_confidence", 0.5)
+        return options, least_confidence(search.get("min_confidence", "auto"))
 
 
 class Labels(NamedTuple):
