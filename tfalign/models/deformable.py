@@ -17,7 +17,7 @@ from tfalign.ops import displacements, geometry, registration, replicas, resampl
 MOVING = ("label", "prediction")
 LAID_ON = ("twin", "predictor")
 _FIRST_REACH = 4.0  # px, that labels are taken to lie off by until they are seen
-_BENT = 1 / 80  # mean square of slopes, over which a label counts as bent and is held less stiffly
+_BENT = 0.0375  # mean square of slopes, over which a label counts as bent and is held less stiffly
 
 
 class Alignment(NamedTuple):
@@ -79,9 +79,9 @@ class DeformableModel(keras.Model):
             `laid_on="predictor"`.
         center: take the drift out.
         smoothness: weight of the slopes of the displacement, in units of the loss of W. With E the mean square of a
-            label's slopes, its penalty is this times E times the loss at first, and `log(1 + 80 E) / 8` for E once
-            fields are found (from 100 to 300 steps after the warm-up). That holds clearly bent labels (E = 0.1) as
-            stiffly as before, and straight ones ten times as stiffly, so that these are not bent to what f gets wrong.
+            label's slopes, its penalty is this times `0.15 log(1 + E / 0.0375)` times the loss. It holds clearly bent
+            labels (E = 0.1) as stiffly as E itself would, and straight ones four times as stiffly, so that these are
+            bent less to what f gets wrong; ten times, and large bends would not be found.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
             more run of f, and needs one input of the rank of the prediction.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
@@ -266,7 +266,7 @@ class DeformableModel(keras.Model):
             label, valid = labels.cropped(labels.dense)
             counts *= valid
         warp_loss = mean_loss(task.pixel_loss, label, other, counts, sample_weight)
-        stiffness = tf.reduce_mean(_stiffness(displacements.smoothness_energy(field), self._late_share()))
+        stiffness = tf.reduce_mean(_stiffness(displacements.smoothness_energy(field)))
         # Of all replicas: products and roots of their own means would not add up to those of one device.
         means = (tf.stop_gradient(one) for one in (warp_loss, tf.reduce_mean(tf.square(field))))
         level, square = replicas.summed([one / replicas.count() for one in means])
@@ -340,11 +340,6 @@ class DeformableModel(keras.Model):
         done = (tf.convert_to_tensor(self.steps) - float(self.warmup_steps) + 1.0) / drift.SETTLING
         return drift.gradient_share(tf.clip_by_value(done, 0.0, 1.0))
 
-    def _late_share(self):
-        """0 until fields can be told, and then up to 1: bent labels would not come off a stiff start."""
-        steps_since = tf.convert_to_tensor(self.steps) - float(self.warmup_steps)
-        return tf.clip_by_value(0.5 * (steps_since / drift.SETTLING - 1.0), 0.0, 1.0)
-
     def _update(self, sums):
         sums = drift.BatchSums(*replicas.summed([one for one in sums if one is not None]))
         after = drift.update(self._drift(), sums, warmup_steps=0, subpixel=True)
@@ -412,9 +407,9 @@ def _moved_back(prediction, field, moves):
     return resample.warp(prediction, back)
 
 
-def _stiffness(energy, late_share):
-    """The penalty of slopes with a mean square of `energy`: this, later with a derivative of 10 at 0 and 1.1 at 0.1."""
-    return energy + late_share * (10.0 * _BENT * tf.math.log1p(energy / _BENT) - energy)
+def _stiffness(energy):
+    """The penalty of slopes with a mean square of `energy`, whose derivative is 4 at 0 and 1.1 at 0.1."""
+    return 4.0 * _BENT * tf.math.log1p(energy / _BENT)
 
 
 def _gradient_only(value):
