@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfalign
+from tfalign import drift
 from tfalign.metrics import labels as labels_of
 from tfalign.ops import geometry
 
@@ -183,6 +184,18 @@ def test_rows_of_turned_labels():
         assert row["scale_row"] == pytest.approx(scale, abs=1e-5)
     assert (first["row"], first["col"], second["col"]) == (1.0, 2.0, -0.5)
     assert labels_of.worst([first, second], 1) == ["y"]
+
+
+def test_labels_are_gated_as_the_loss_gates_them_now(rng):
+    prediction = rng.uniform(0, 1, (3, 16, 16, 1)).astype(np.float32)
+    label = prediction + np.float32([1.5, 0.0, 0.0]).reshape(3, 1, 1, 1) * rng.standard_normal(prediction.shape)
+    loss = tfalign.ShiftInvariantLoss(max_shift=3)
+    registered = tf.function(labels_of.registering(loss), autograph=False)
+    for share, least in ((0.5, 0.5), (0.01, 0.1), (0.97, 0.5)):
+        loss.state.assign(drift.pack(drift.initial((3, 3))._replace(in_place=tf.fill([3], share))))
+        (found,) = registered(tf.constant(label, tf.float32), tf.constant(prediction))
+        np.testing.assert_array_equal(found["gated"], found["confidence"] < least)
+        assert 0.1 < found["confidence"][0] < 0.5 < found["confidence"][1]
 
 
 def test_several_outputs_and_groups(rng):

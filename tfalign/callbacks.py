@@ -288,8 +288,7 @@ def _registering_losses(losses, max_shift):
 
 def _state_of(loss):
     """What the state of a loss tells, by the name of a log."""
-    packed = tf.convert_to_tensor(loss.state)
-    states = [drift.unpack(one) for one in ([packed] if loss.groups is None else tf.unstack(packed))]
+    states = drift.unpack_each(tf.convert_to_tensor(loss.state))
     return {
         "drift": float(np.max(np.linalg.norm(loss.drift, axis=-1))),
         "alignment_shift": float(max(np.linalg.norm(state.shift) for state in states)),

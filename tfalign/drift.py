@@ -196,6 +196,11 @@ def unpack(packed):
     return DriftState._make([belief, *tf.unstack(single, num=_SINGLE, axis=1), linear])
 
 
+def unpack_each(packed):
+    """The states of a loss: one, or one for each of its groups of channels, stacked."""
+    return [unpack(one) for one in (tf.unstack(packed) if packed.shape.rank > 2 else [packed])]
+
+
 def batch_sums(translation, confidence, *, min_confidence, mean=0.0, max_shift=(), anchored=None, linear=None):
     """Sums over one batch; a shift that is not known well does not count, others by their confidence.
 

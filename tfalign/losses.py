@@ -256,8 +256,7 @@ class ShiftInvariantLoss(_keras.Loss):
 
     def _read(self):
         """A `DriftState` for each group of channels."""
-        state = tf.convert_to_tensor(self.state)
-        return [drift.unpack(one) for one in ([state] if self.groups is None else tf.unstack(state))]
+        return drift.unpack_each(tf.convert_to_tensor(self.state))
 
     def _of_each_group(self, read):
         """What `read` makes of a state as a NumPy array, with a first axis of groups where there are groups."""

@@ -3,8 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+from tfalign import drift
 from tfalign._label_parts import parted, parts
-from tfalign._label_search import Search
+from tfalign._label_search import Search, least_confidence
 from tfalign._pixel_loss import PixelLoss
 from tfalign.metrics.shifts import is_at_bound
 from tfalign.ops import geometry
@@ -22,11 +23,11 @@ def registering(loss):
     config = loss.get_config()
     search = Search(**{name: config[name] for name in Search._fields})
     base = PixelLoss.resolved(loss.base, loss.ignore_class)
-    least = np.atleast_1d(loss.least_confidence)
 
     def registered(label, prediction):
         found = []
-        for part, least_here in zip(parted(parts(label, prediction, base, loss.label_extras), loss.groups), least):
+        states = drift.unpack_each(tf.convert_to_tensor(loss.state))
+        for part, state in zip(parted(parts(label, prediction, base, loss.label_extras), loss.groups), states):
             inner = search.cropped(part.prediction, part.label)
             one = search.registered(part, inner, base)
             bounds = search.bounds(part.prediction if search.crop == "max_shift" else inner, part.label)
@@ -37,7 +38,7 @@ def registering(loss):
                     "confidence": one.confidence,
                     "overlap": one.overlap,
                     "at_bound": is_at_bound(one.translation, bounds),
-                    "gated": one.confidence < least_here,
+                    "gated": one.confidence < least_confidence(search.min_confidence, state.in_place[0]),
                 }
             )
         return found
