@@ -45,8 +45,7 @@ class DeformableModel(keras.Model):
     change what the other is judged by. `drift` is what the displacements of all labels have in common: the predictor's
     own offset, followed and taken out of what f learns from as in `tfalign.ShiftInvariantLoss`.
 
-    It is for labels that are bent: straight ones are bent a little to what f gets wrong, and the network is then less
-    exact than without.
+    It is for labels that are bent: straight ones gain nothing, and may be bent a little to what f gets wrong.
 
     It compiles with any Keras loss of one output and fits as usual; calling it is calling the predictor. Compiled with
     a `ShiftInvariantLoss`, each label is first moved by the shift (or transform) that this loss searches, with its
