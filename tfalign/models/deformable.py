@@ -80,7 +80,7 @@ class DeformableModel(keras.Model):
         smoothness: weight of the slopes of the displacement, in units of the loss of W. With E the mean square of a
             label's slopes, its penalty is this times `0.15 log(1 + E / 0.0375)` times the loss. It holds clearly bent
             labels (E = 0.1) as stiffly as E itself would, and straight ones four times as stiffly, so that these are
-            bent less to what f gets wrong. It also makes large bends hard to find: use less where they are 10 px.
+            bent less to what f gets wrong. It also makes large bends, of 10 px, hard to find.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
             more run of f, and needs one input of the rank of the prediction.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
