@@ -8,7 +8,7 @@ from tfalign import _checks, _filled, drift
 from tfalign.ops import geometry, registration, resample
 
 DEFAULT_MAX_SHIFT = 8
-_GATE = (0.1, 0.5)  # least confidences that "auto" gives; labels of noise seldom reach the first
+_GATE = (0.1, 0.5)  # least confidences that "auto" gives; from +-8 px on labels of noise seldom reach the first
 
 
 class Search(NamedTuple):
