@@ -235,7 +235,7 @@ def likelihood_over_shifts(task, cell, patches):
 REFERENCES = ("plain", "oracle")
 RIVALS = ("low-pass", "preregistration", "itk", "minimum", "likelihood")
 ABLATIONS = ("no-pin", "running-mean", "hard-start")
-_WARPED_VERSION = 4  # to be raised with what changes the warp network or `DeformableModel`
+_WARPED_VERSION = 5  # to be raised with what changes the warp network or `DeformableModel`
 
 
 def _deformable(name, title, prepare=twins, form="velocity", **options):
@@ -257,6 +257,7 @@ _WARPED = (
         laid_on="predictor",
         stop_gradient=False,
         center=False,
+        by_area=False,
     ),
     _deformable("twins-search", "twins, after a search of shifts", prepare=ours),
     _deformable("twins-equivariant", "twins, pinned by flips too", equivariance=1.0),
@@ -265,6 +266,8 @@ _WARPED = (
     _deformable("twins-on-predictor", "ablation: twins, labels laid on the predictor", laid_on="predictor"),
     _deformable("twins-no-cut", "ablation: twins, gradient not cut", laid_on="predictor", stop_gradient=False),
     _deformable("twins-no-pin", "ablation: twins, drift not taken out", center=False),
+    _deformable("twins-by-pixel", "ablation: twins, a mean over the prediction's pixels", by_area=False),
+    _deformable("twins-linear", "ablation: twins, linear interpolation", interpolation="linear"),
     _deformable("twins-rough", "ablation: twins, no smoothness", smoothness=0.0),
     _deformable("twins-direct", "ablation: twins, displacements instead of velocities", form="displacement"),
 )

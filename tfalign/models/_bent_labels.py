@@ -129,26 +129,26 @@ class Labels(NamedTuple):
         shape = geometry.spatial_shape(prediction)
         return cls(values, dense, tf.cast(known, values.dtype), shape, task.is_sparse)
 
-    def pulled(self, displacement, interpolation):
-        """Labels as given, on the prediction's grid, and the mask `(batch, *spatial)` of where they have data."""
+    def pulled(self, displacement, interpolation, *, dense=False):
+        """Labels, as given or dense, on the prediction's grid, and the mask `(batch, *spatial)` of where data is.
+
+        Gradient: exact, to the displacement; not through the mask.
+        """
+        values = self.dense if dense else self.values
         valid, inside = resample.warp(self.valid, displacement)
         mask = tf.cast(valid[..., 0] * inside > COUNTS, valid.dtype)
         grid = geometry.centered_grid(geometry.spatial_shape(displacement), displacement.dtype)
         coordinates = grid + displacement
-        if self.is_sparse or interpolation == "linear":
-            interpolation = "nearest" if self.is_sparse else "linear"
-            return resample.sample(self.values, coordinates, interpolation=interpolation)[0], mask
-        filled = spline.fill_holes(self.values, self.valid)
+        is_nearest = self.is_sparse and not dense
+        if is_nearest or interpolation == "linear":
+            interpolation = "nearest" if is_nearest else "linear"
+            return resample.sample(values, coordinates, interpolation=interpolation)[0], mask
+        filled = spline.fill_holes(values, self.valid)
         values = resample.sample_splines(spline.side_by_side(spline.coefficients(filled)), coordinates)
         # Splines overshoot at edges.
         axes = list(range(1, filled.shape.rank - 1))
         lowest, highest = (bound(filled, axis=axes, keepdims=True) for bound in (tf.reduce_min, tf.reduce_max))
         return tf.maximum(tf.minimum(values, highest), lowest), mask
-
-    def dense_pulled(self, displacement):
-        """Dense labels by linear interpolation, and the mask."""
-        both, inside = resample.warp(tf.concat([self.dense, self.valid], axis=-1), displacement)
-        return both[..., :-1], inside * both[..., -1]
 
     def beside(self, moves, task, *, with_margin):
         """A function that makes the inputs of a warp network from a prediction.
@@ -160,7 +160,7 @@ class Labels(NamedTuple):
         if task.search is None:
             label, counts = self.cropped(self.dense, shape)
         else:
-            label, counts = self.dense_pulled(displacements.from_transform(moves, shape))
+            label, counts = self.pulled(displacements.from_transform(moves, shape), "linear", dense=True)
         known = counts[..., tf.newaxis] > COUNTS
 
         def seen(prediction):
@@ -191,16 +191,20 @@ def where_known(label, prediction, known, task):
     return label, tf.where(known, prediction, held)
 
 
-def mean_loss(pixel_loss, label, prediction, counts, sample_weight):
-    """The mean over the pixels that count, then over the batch, a scalar."""
+def mean_loss(pixel_loss, label, prediction, counts, sample_weight, area=None):
+    """The mean over the pixels that count, each by its `area` `(batch, *spatial)`, then over the batch, a scalar.
+
+    A `pixel_loss` that gives no value per pixel is taken as it is.
+    """
     counts = counts > COUNTS
     known = counts[..., tf.newaxis]
     label = tf.where(known, label, tf.stop_gradient(label))
     values = tf.cast(pixel_loss(label, tf.where(known, prediction, tf.stop_gradient(prediction))), prediction.dtype)
     if values.shape.rank == prediction.shape.rank - 1:
         axes = list(range(1, values.shape.rank))
-        total = tf.reduce_sum(tf.where(counts, values, 0.0), axis=axes)
-        values = total / tf.maximum(tf.reduce_sum(tf.cast(counts, total.dtype), axis=axes), 1.0)
+        area = tf.cast(counts, values.dtype) * (1.0 if area is None else tf.cast(area, values.dtype))
+        total = tf.reduce_sum(tf.where(counts, values, 0.0) * area, axis=axes)
+        values = total / tf.maximum(tf.reduce_sum(area, axis=axes), 1.0)
         if sample_weight is not None:
             values *= tf.cast(sample_weight, values.dtype)
     return tf.reduce_mean(values)

@@ -17,7 +17,6 @@ from tfalign.ops import displacements, geometry, registration, replicas, resampl
 MOVING = ("label", "prediction")
 LAID_ON = ("twin", "predictor")
 _FIRST_REACH = 4.0  # px, that labels are taken to lie off by until they are seen
-_BENT = 0.0375  # mean square of slopes, over which a label counts as bent and is held less stiffly
 
 
 class Alignment(NamedTuple):
@@ -77,15 +76,16 @@ class DeformableModel(keras.Model):
         stop_gradient: the f-branch does not teach f through what W' makes of its prediction; False only with
             `laid_on="predictor"`.
         center: take the drift out.
-        smoothness: weight of the slopes of the displacement, in units of the loss of W. With E the mean square of a
-            label's slopes, its penalty is this times `0.15 log(1 + E / 0.0375)` times the loss. It holds clearly bent
-            labels (E = 0.1) as stiffly as E itself would, and straight ones four times as stiffly, so that these are
-            bent less to what f gets wrong. It also makes large bends, of 10 px, hard to find.
+        by_area: the loss of W is a mean over the label, in which each pixel of the prediction counts by the area of the
+            label that it reads (the determinant of the slopes), not a mean over these pixels: there, W would gain by
+            shrinking what f does not show yet, and f would learn it shrunk. With `moving="prediction"`, or a loss that
+            gives no value per pixel, it makes no difference.
+        smoothness: weight of the mean square of the slopes of the displacement, in units of the loss of W.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
             more run of f, and needs one input of the rank of the prediction.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
             "elastic" (3 px RMS, smooth). A constant offset does not commute with flips and rotations.
-        interpolation: "linear" or "cubic", of the label that f learns from; "linear" blurs it.
+        interpolation: "linear" or "cubic", of labels; "linear" blurs them, and W bends straight ones for this alone.
         warp_loss: a Keras loss, by name or instance, or a callable, for W; by default the compiled one, where class ids
             are compared as probabilities.
 
@@ -115,6 +115,7 @@ class DeformableModel(keras.Model):
         laid_on="twin",
         stop_gradient=True,
         center=True,
+        by_area=True,
         smoothness=1.0,
         equivariance=0.0,
         equivariances=("flip",),
@@ -137,7 +138,7 @@ class DeformableModel(keras.Model):
             received = {"stop_gradient": stop_gradient, "laid_on": laid_on}
             requirement = "`stop_gradient=False` must come with labels that are laid on the predictor itself."
             raise ValueError(_checks.message(requirement, received, 'Set laid_on="predictor".'))
-        self.stop_gradient, self.center = bool(stop_gradient), bool(center)
+        self.stop_gradient, self.center, self.by_area = bool(stop_gradient), bool(center), bool(by_area)
         self.smoothness = _checks.number("smoothness", smoothness, at_least=0.0)
         self.equivariance = _checks.number("equivariance", equivariance, at_least=0.0)
         self.equivariances = _checked_names("equivariances", equivariances, EQUIVARIANCES)
@@ -258,18 +259,21 @@ class DeformableModel(keras.Model):
     def _warp_branch(self, x, labels, prediction, other, moves, seen, task, sample_weight):
         """The loss of W beside the twin's prediction, and the penalties, scalars."""
         field = self.warp_network(seen(other), training=True)
+        area = None
         if self.moving == "label":
-            label, counts = labels.dense_pulled(displacements.transformed(field, moves))
+            pull = displacements.transformed(field, moves)
+            label, counts = labels.pulled(pull, self.interpolation, dense=True)
+            area = tf.abs(displacements.jacobian_determinant(pull)) if self.by_area else None
         else:
             other, counts = _moved_back(other, field, moves)
             label, valid = labels.cropped(labels.dense)
             counts *= valid
-        warp_loss = mean_loss(task.pixel_loss, label, other, counts, sample_weight)
-        stiffness = tf.reduce_mean(_stiffness(displacements.smoothness_energy(field)))
+        warp_loss = mean_loss(task.pixel_loss, label, other, counts, sample_weight, area)
+        roughness = tf.reduce_mean(displacements.smoothness_energy(field))
         # Of all replicas: products and roots of their own means would not add up to those of one device.
         means = (tf.stop_gradient(one) for one in (warp_loss, tf.reduce_mean(tf.square(field))))
         level, square = replicas.summed([one / replicas.count() for one in means])
-        penalties = self.smoothness * tf.abs(level) * stiffness
+        penalties = self.smoothness * tf.abs(level) * roughness
         if self.equivariance > 0.0:
             penalties += self.equivariance * self._inequivariance(x, prediction, task)
         self.warp_loss_tracker.update_state(warp_loss)
@@ -379,6 +383,7 @@ class DeformableModel(keras.Model):
             "laid_on": self.laid_on,
             "stop_gradient": self.stop_gradient,
             "center": self.center,
+            "by_area": self.by_area,
             "smoothness": self.smoothness,
             "equivariance": self.equivariance,
             "equivariances": list(self.equivariances),
@@ -404,11 +409,6 @@ def _moved_back(prediction, field, moves):
         displacements.invert(field), displacements.from_transform(geometry.invert(moves), shape)
     )
     return resample.warp(prediction, back)
-
-
-def _stiffness(energy):
-    """The penalty of slopes with a mean square of `energy`, whose derivative is 4 at 0 and 1.1 at 0.1."""
-    return 4.0 * _BENT * tf.math.log1p(energy / _BENT)
 
 
 def _gradient_only(value):
