@@ -157,21 +157,23 @@ def test_whose_prediction_the_labels_are_laid_on(laid_on):
         np.testing.assert_allclose(one, two, atol=2e-5)
 
 
-def test_smoothness_counts_slopes_in_units_of_the_loss_of_the_warp_network():
+def test_smoothness_counts_slopes_in_units_of_the_loss_by_chance():
     x, _, y, _ = scene(3)
-    rough, smooth = (small(bent=True, smoothness=weight) for weight in (0.0, 0.7))
+    rough, smooth = (small(bent=True, center=False, smoothness=weight) for weight in (0.0, 0.7))
     copy_weights(smooth, rough)
     found = []
     for model in (rough, smooth):
         model.compile("sgd", loss="mse")
         found.append(split(model, gradients(model, x, y)[1])[1])
+    label, mask, _ = smooth.align(x, y)
+    errors = np.mean(np.square(label - smooth.predictor_twin(x)[:, ::-1, ::-1]), axis=-1)
+    chance = np.mean(np.sum(errors * mask, axis=(1, 2)) / np.sum(mask, axis=(1, 2)))
+    assert chance > 1.02 * float(smooth.warp_loss_tracker.result())
     with tf.GradientTape() as tape:
         fields = smooth.warp_network([smooth.predictor_twin(x), tf.constant(y)])
-        slopes = tf.reduce_mean(displacements.smoothness_energy(fields))
-        penalty = 0.7 * float(smooth.warp_loss_tracker.result()) * slopes
-    assert slopes > 0.001
+        penalty = 0.7 * chance * tf.reduce_mean(displacements.smoothness_energy(fields))
     for one, two, added in zip(*found, tape.gradient(penalty, smooth.warp_network.trainable_weights)):
-        np.testing.assert_allclose(two - one, added, rtol=1e-2, atol=1e-6)
+        np.testing.assert_allclose(two - one, added, rtol=5e-3, atol=1e-6)
 
 
 def blank(network):

@@ -80,7 +80,9 @@ class DeformableModel(keras.Model):
             label that it reads (the determinant of the slopes), not a mean over these pixels: there, W would gain by
             shrinking what f does not show yet, and f would learn it shrunk. With `moving="prediction"`, or a loss that
             gives no value per pixel, it makes no difference.
-        smoothness: weight of the mean square of the slopes of the displacement, in units of the loss of W.
+        smoothness: weight of the mean square of the slopes of the displacement, in units of the loss that W would have
+            by chance, beside the prediction mirrored: so W is held as stiffly when f has learned and its loss is small,
+            and does not bend labels to the rest that f gets wrong.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
             more run of f, and needs one input of the rank of the prediction.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
@@ -116,7 +118,7 @@ class DeformableModel(keras.Model):
         stop_gradient=True,
         center=True,
         by_area=True,
-        smoothness=1.0,
+        smoothness=0.5,
         equivariance=0.0,
         equivariances=("flip",),
         interpolation="cubic",
@@ -269,11 +271,13 @@ class DeformableModel(keras.Model):
             label, valid = labels.cropped(labels.dense)
             counts *= valid
         warp_loss = mean_loss(task.pixel_loss, label, other, counts, sample_weight, area)
-        roughness = tf.reduce_mean(displacements.smoothness_energy(field))
+        mirrored = tf.reverse(other, list(range(1, other.shape.rank - 1)))
+        chance = mean_loss(task.pixel_loss, label, mirrored, counts, sample_weight)
         # Of all replicas: products and roots of their own means would not add up to those of one device.
-        means = (tf.stop_gradient(one) for one in (warp_loss, tf.reduce_mean(tf.square(field))))
-        level, square = replicas.summed([one / replicas.count() for one in means])
-        penalties = self.smoothness * tf.abs(level) * roughness
+        means = [tf.stop_gradient(one) for one in (warp_loss, chance, tf.reduce_mean(tf.square(field)))]
+        level, chance, square = replicas.summed([one / replicas.count() for one in means])
+        slopes = tf.reduce_mean(displacements.smoothness_energy(field))
+        penalties = self.smoothness * tf.maximum(tf.abs(level), tf.abs(chance)) * slopes
         if self.equivariance > 0.0:
             penalties += self.equivariance * self._inequivariance(x, prediction, task)
         self.warp_loss_tracker.update_state(warp_loss)
