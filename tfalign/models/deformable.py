@@ -77,7 +77,7 @@ class DeformableModel(keras.Model):
             `laid_on="predictor"`.
         center: take the drift out.
         by_area: the loss of W is a mean over the label, in which each pixel of the prediction counts by the area of the
-            label that it reads (the determinant of the slopes), not a mean over these pixels: there, W would gain by
+            label that it reads (the Jacobian determinant), not a mean over these pixels: there, W would gain by
             shrinking what f does not show yet, and f would learn it shrunk. With `moving="prediction"`, or a loss that
             gives no value per pixel, it makes no difference.
         smoothness: weight of the mean square of the slopes of the displacement, in units of the loss that W would have
