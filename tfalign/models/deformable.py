@@ -67,7 +67,7 @@ class DeformableModel(keras.Model):
             for all its layers.
         momentum: of the moving average by which twins follow: 0 copies the weights. It starts lower.
         follow_every: steps after which twins follow. With `momentum=0`, 1 makes both branches train what joint training
-            would, gradient for gradient (with `center=False`, no warm-up and no penalties).
+            would, gradient for gradient (with `center=False`, `by_area=False`, no warm-up and no penalties).
         warmup_steps: training steps for which f learns slowly, and still a hundred in which this ends: labels that are
             not laid back yet give large gradients, which optimizers with a memory of squares would hold against the
             small ones that follow. A `ShiftInvariantLoss` brings its own; 0 leaves this out.
