@@ -617,7 +617,7 @@ def test_two_replicas_train_as_one(two_replicas, searches):
     def trained():
         model = small(momentum=0.5)
         loss = tfalign.ShiftInvariantLoss("mse", max_shift=1, warmup_steps=1) if searches else "mse"
-        model.compile(keras.optimizers.SGD(0.02), loss=loss, jit_compile=False)
+        model.compile(keras.optimizers.SGD(0.01), loss=loss, jit_compile=False)
         # Few: rounding grows threefold with each.
         return model, model.fit(x, y, batch_size=4, epochs=6, shuffle=False, verbose=0).history
 
