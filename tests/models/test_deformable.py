@@ -646,7 +646,7 @@ def test_a_keras_file_resumes_and_the_predictor_is_saved_alone(tmp_path):
         "stop_gradient": False,
         "center": False,
         "by_area": False,
-        "smoothness": 0.5,
+        "smoothness": 0.75,
         "equivariance": 0.25,
         "equivariances": ["flip", "elastic"],
         "interpolation": "linear",
