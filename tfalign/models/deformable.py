@@ -81,8 +81,8 @@ class DeformableModel(keras.Model):
             shrinking what f does not show yet, and f would learn it shrunk. With `moving="prediction"`, or a loss that
             gives no value per pixel, it makes no difference.
         smoothness: weight of the mean square of the slopes of the displacement, in units of the loss that W would have
-            by chance, beside the prediction mirrored: so W is held as stiffly when f has learned and its loss is small,
-            and does not bend labels to the rest that f gets wrong.
+            by chance, beside the prediction mirrored (of its loss, where that is larger): so W is held as stiffly when
+            f has learned and its loss is small, and does not bend labels to the rest that f gets wrong.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
             more run of f, and needs one input of the rank of the prediction.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
