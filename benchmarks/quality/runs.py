@@ -45,7 +45,7 @@ class Run(NamedTuple):
         return self
 
 
-def key(run):
+def key(run, loss_version=LOSS_VERSION):
     """Everything that the result of a run depends on."""
     task, cell, arm = TASKS[run.task], CELLS[run.cell], ARMS[run.arm]
     settings = {
@@ -63,19 +63,20 @@ def key(run):
     }
     described["settings"]["patch"] = cell.patch or task.patch
     if arm.uses_loss:
-        described.update(loss=cell.loss if run.arm != "bare" else {}, loss_version=LOSS_VERSION)
+        described.update(loss=cell.loss if run.arm != "bare" else {}, loss_version=loss_version)
     return described
 
 
-def path(run):
+def path(run, loss_version=LOSS_VERSION):
     """Where the record of a run lies."""
-    digest = hashlib.sha256(json.dumps(key(run), sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(key(run, loss_version), sort_keys=True).encode()).hexdigest()[:16]
     return RECORDS / f"{run.task}-{run.cell}-{run.arm}-{run.seed}-{digest}.json"
 
 
-def load(run):
+def load(run, loss_version=LOSS_VERSION):
     """The record of a run, or None."""
-    return files.read_json(path(run)) if path(run).exists() else None
+    kept = path(run, loss_version)
+    return files.read_json(kept) if kept.exists() else None
 
 
 def use_one_thread():

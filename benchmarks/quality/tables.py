@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.quality import runs
+from benchmarks.quality import LOSS_VERSION, runs
 from benchmarks.quality.arms import ABLATIONS, ARMS, REFERENCES, RIVALS
 from benchmarks.quality.cells import CELLS
 from benchmarks.quality.tasks import TASKS
@@ -33,8 +33,12 @@ def summarise(tasks, cells, arms, seeds, inits):
 
 
 def _records(task, cell, arm, seeds):
-    found = {seed: runs.load(runs.Run(task, cell, arm, seed).canonical()) for seed in seeds}
-    return {seed: record for seed, record in found.items() if record}
+    """The record of each seed that has one, of the newest version of the loss that has any."""
+    for version in range(LOSS_VERSION, 0, -1):
+        found = {seed: runs.load(runs.Run(task, cell, arm, seed).canonical(), version) for seed in seeds}
+        if any(found.values()):
+            return {seed: record for seed, record in found.items() if record}
+    return {}
 
 
 def _row(task, cell, arm, records, reference):
@@ -52,6 +56,7 @@ def _row(task, cell, arm, records, reference):
         "cell": cell,
         "arm": arm,
         "seeds": common,
+        "loss_version": records[common[0]]["key"].get("loss_version", LOSS_VERSION),
         "score": column("score"),
         "plain": plain,
         "oracle": oracle,
@@ -139,7 +144,13 @@ def _entry(row):
     signed, unit = ("+.2f", f" {TASKS[row['task']].unit}") if name == "minus_plain" else (".3f", "")
     text = f"{np.nanmedian(row[name]):{signed}} / {np.nanmin(row[name]):{signed}}{unit}"
     mark = {"y": "", "n": " **missed**"}.get(_verdict(row)[:1], "")
-    return text + (" no gap" if _verdict(row) == "no gap" else mark) + f" ({len(row['seeds'])})"
+    text += " no gap" if _verdict(row) == "no gap" else mark
+    return f"{text} ({len(row['seeds'])}{_older(row, ', version')})"
+
+
+def _older(row, before):
+    """Which version of the loss a row is of, if it is not today's."""
+    return "" if row["loss_version"] == LOSS_VERSION else f"{before} {row['loss_version']}"
 
 
 def markdown(rows):
@@ -160,7 +171,7 @@ def markdown(rows):
             early = back = ""
         lines.append(
             f"| {row['task']} {TASKS[row['task']].title} | {row['cell']} {CELLS[row['cell']].title} "
-            f"| {ARMS[row['arm']].title} | {len(row['seeds'])} "
+            f"| {ARMS[row['arm']].title}{_older(row, ', loss of version')} | {len(row['seeds'])} "
             f"| {np.median(row['plain']):.2f} | {np.median(row['oracle']):.2f} "
             f"| {np.median(row['score']):.2f} {unit} | {recovered} | {early} | {back} "
             f"| {np.median(row['drift']):.2f} / {max(row['drift']):.2f} | {np.median(row['sharpness']):.2f} "
@@ -300,7 +311,8 @@ def write(rows, name, command):
         f"`{command}`",
         "  \n".join(_head(task, settings[task]) for task in settings),
         ", ".join(f"{key} {value}" for key, value in versions.items()),
-        "Gap recovered in place, median / worst seed (number of seeds). tfalign with the bounds of the cell:",
+        "Gap recovered in place, median / worst seed (number of seeds; version of the loss, where it is not today's "
+        f"{LOSS_VERSION}). tfalign with the bounds of the cell:",
         glance(rows, "tfalign").strip(),
     ]
     if any(row["arm"] == "bare" for row in rows):

@@ -71,9 +71,8 @@ def test_records_name_what_made_them(monkeypatch):
     monkeypatch.undo()
     assert runs.path(run) == before
     plain = runs.path(run._replace(arm="plain"))
-    monkeypatch.setattr(runs, "LOSS_VERSION", -1)
-    assert runs.path(run) != before
-    assert runs.path(run._replace(arm="plain")) == plain
+    assert runs.path(run, loss_version=-1) != before
+    assert runs.path(run._replace(arm="plain"), loss_version=-1) == plain
 
 
 def test_aligned_labels_are_trained_once():
@@ -91,7 +90,9 @@ def test_the_table_of_bent_labels_has_their_fields(monkeypatch):
     monkeypatch.setattr(
         runs,
         "load",
-        lambda run: record(scores[run.arm]) | (found if run.arm == "twins" else {}) if run.cell == "M6b" else None,
+        lambda run, version: (
+            record(scores[run.arm]) | (found if run.arm == "twins" else {}) if run.cell == "M6b" else None
+        ),
     )
     monkeypatch.setitem(CELLS, "M6b", CELLS["M6b"]._replace(oracle_of=None))
     rows = tables.summarise(["T1"], ["M6b"], ["tfalign", "twins"], 1, inits=1)
@@ -140,6 +141,7 @@ def test_flips_mirror_input_and_label_together():
 
 def record(score, drift=(0.0, 0.0)):
     return {
+        "key": {},
         "score": score,
         "score_moved_back": score + 1,
         "score_at_a_third": score - 1,
@@ -154,7 +156,7 @@ def test_a_seed_whose_perfect_labels_gain_nothing_has_no_gap(monkeypatch):
     """The others are told, and nothing is judged."""
     scores = {("M1", "plain"): [20.0, 0.0, 20.0], ("M0", "plain"): [30.0, 0.0, 30.0]}
     scores["M1", "tfalign"] = [29.0, 25.0, 28.0]
-    monkeypatch.setattr(runs, "load", lambda run: record(scores[run.cell, run.arm][run.seed]))
+    monkeypatch.setattr(runs, "load", lambda run, version: record(scores[run.cell, run.arm][run.seed]))
     (row,) = tables.summarise(["T3"], ["M1"], ["tfalign"], 3, inits=3)
     np.testing.assert_allclose(row["gap_recovered"], [0.9, np.nan, 0.8])
     assert row["no_gap"]
@@ -163,12 +165,40 @@ def test_a_seed_whose_perfect_labels_gain_nothing_has_no_gap(monkeypatch):
     assert "0.850 / 0.800 no gap (3)" in tables.glance([row], "tfalign")
 
 
+def test_a_row_is_of_the_newest_version_that_was_run_and_says_so(monkeypatch):
+    """Runs of two versions are not mixed; what uses no loss of ours has no version."""
+    scores = {
+        ("plain", None): 20.0,
+        ("oracle", None): 30.0,
+        ("tfalign", 4): 29.0,
+        ("tfalign", 3): 25.0,
+        ("bare", 5): 28.0,
+    }
+    monkeypatch.setattr(tables, "LOSS_VERSION", 5)
+    monkeypatch.setitem(CELLS, "M1", CELLS["M1"]._replace(oracle_of=None))
+
+    def load(run, version):
+        told = None if run.arm in {"plain", "oracle"} else version
+        if (run.arm, told) not in scores or (told == 4 and run.seed):
+            return None
+        return record(scores[run.arm, told]) | {"key": {} if told is None else {"loss_version": told}}
+
+    monkeypatch.setattr(runs, "load", load)
+    rows = tables.summarise(["T1"], ["M1"], ["tfalign", "bare"], 3, inits=3)
+    assert [(row["loss_version"], row["seeds"]) for row in rows] == [(4, [0]), (5, [0, 1, 2])]
+    np.testing.assert_allclose(rows[0]["gap_recovered"], [0.9])
+    assert "(1, version 4) |" in tables.glance(rows, "tfalign")
+    assert "(3) |" in tables.glance(rows, "bare")
+    assert "tfalign, loss of version 4 |" in tables.markdown(rows)
+    assert tables.markdown(rows).count("version") == 1
+
+
 def test_tables(monkeypatch, tmp_path):
     scores = {("M1", "plain"): 20.0, ("M0", "plain"): 30.0, ("M1", "tfalign"): 29.0, ("M0", "tfalign"): 29.5}
     monkeypatch.setattr(
         runs,
         "load",
-        lambda run: (
+        lambda run, version: (
             record(scores[run.cell, run.arm] + 0.1 * run.seed, (0.3, 0.4)) if (run.cell, run.arm) in scores else None
         ),
     )
