@@ -40,6 +40,18 @@ class OneOutput:
             )
 
 
+def refuse_mask(prediction):
+    """Raises when a prediction carries a Keras mask."""
+    if getattr(prediction, "_keras_mask", None) is not None:
+        raise ValueError(
+            _checks.message(
+                "`y_pred` must not carry a Keras mask: it would not move with the label.",
+                {"y_pred.shape": _checks.shape_of(prediction)},
+                "Set the label to NaN where it does not count, and leave the Masking layer out.",
+            )
+        )
+
+
 def checked_weight(sample_weight):
     """The weights as a tensor, which must be one per sample."""
     sample_weight = tf.convert_to_tensor(sample_weight)

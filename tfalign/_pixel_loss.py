@@ -33,12 +33,12 @@ class PixelLoss(NamedTuple):
     wants_mean: bool = False
 
     @classmethod
-    def resolved(cls, base, ignore_class=None):
+    def resolved(cls, base, ignore_class=None, *, name="base"):
         if not (isinstance(base, (str, keras.losses.Loss)) or callable(base)) or isinstance(base, type):
             raise TypeError(
                 _checks.message(
-                    "`base` must be the name of a Keras loss, a Keras loss, or a callable of (y_true, y_pred).",
-                    {"base": base},
+                    f"`{name}` must be the name of a Keras loss, a Keras loss, or a callable of (y_true, y_pred).",
+                    {name: base},
                 )
             )
         function = keras.losses.get(base) if isinstance(base, str) else base

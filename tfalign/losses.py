@@ -8,7 +8,7 @@ from tfalign import _assignment, _checks, _keras, drift, linear_drift
 from tfalign._aligned_loss import joined
 from tfalign._label_parts import checked_extras, checked_groups, group_of_channels, parted, parts
 from tfalign._label_search import Search, least_confidence
-from tfalign._one_output import OneOutput, checked_weight
+from tfalign._one_output import OneOutput, checked_weight, refuse_mask
 from tfalign._pixel_loss import PixelLoss
 from tfalign.ops import geometry, replicas
 
@@ -315,14 +315,7 @@ class ShiftInvariantLoss(_keras.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         """The reduced loss; `sample_weight` is `(batch,)` or a scalar."""
-        if getattr(y_pred, "_keras_mask", None) is not None:
-            raise ValueError(
-                _checks.message(
-                    "`y_pred` must not carry a Keras mask: it would not move with the label.",
-                    {"y_pred.shape": _checks.shape_of(y_pred)},
-                    "Set the label to NaN where it does not count, and leave the Masking layer out.",
-                )
-            )
+        refuse_mask(y_pred)
         self._outputs.check(y_pred)
         if sample_weight is not None:
             sample_weight = checked_weight(sample_weight)

@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
-from tfalign._label_search import least_confidence
+from tfalign._label_parts import Parts, parts
+from tfalign._label_search import Search, least_confidence
 from tfalign._pixel_loss import PixelLoss
 from tfalign.losses import ShiftInvariantLoss
-from tfalign.ops import displacements, geometry, registration, resample, spline
+from tfalign.ops import displacements, geometry, resample, spline
 
 COUNTS = 0.999  # weight from which a pixel counts: less is rounding, or a neighbour without data
 
@@ -20,77 +21,73 @@ class Task(NamedTuple):
     """What the compiled loss asks for.
 
     Attributes:
+        base: the compiled loss, or the base of a `ShiftInvariantLoss`, a `PixelLoss`.
         pixel_loss: `(y_true, y_pred)` -> one value per pixel if it can, for the warp network, of dense labels.
-        activation: makes probabilities of predictions that are logits.
-        is_sparse: labels are class ids.
-        ignore_class: the id of pixels that do not count.
-        search: the config of a compiled `ShiftInvariantLoss`, else None.
+        search: what a compiled `ShiftInvariantLoss` searches, else None.
+        extras: the names of its `label_extras`.
     """
 
+    base: PixelLoss
     pixel_loss: Callable
-    activation: Callable | None
-    is_sparse: bool
-    ignore_class: int | None
-    search: dict | None
+    search: Search | None = None
+    extras: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, loss, warp_loss=None):
         """What a compiled loss, and a loss for the warp network, ask for."""
-        if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
-            (loss,) = loss.values() if isinstance(loss, dict) else loss
+        if isinstance(loss, (list, tuple)) and len(loss) == 1:
+            (loss,) = loss
         if isinstance(loss, (list, tuple, dict)) or loss is None:
             remedy = 'Compile with one, e.g. loss="mae".'
             raise ValueError(_checks.message("`loss` must be one loss, of one output.", {"loss": loss}, remedy))
-        search = loss.get_config() if isinstance(loss, ShiftInvariantLoss) else None
-        base = loss.base if isinstance(loss, ShiftInvariantLoss) else loss
-        base = keras.losses.get(base) if isinstance(base, str) else base
-        known = PixelLoss.resolved(base, getattr(loss, "ignore_class", None))
-        compared = warp_loss
-        if compared is None:
-            compared = keras.losses.CategoricalCrossentropy(from_logits=known.activation is not None)
-            if not known.is_sparse:
-                compared = base
-        compared = keras.losses.get(compared) if isinstance(compared, str) else compared
-        return cls(
-            pixel_loss=compared.call if isinstance(compared, keras.losses.Loss) else compared,
-            activation=known.activation,
-            is_sparse=known.is_sparse,
-            ignore_class=known.ignore_class,
-            search=search,
-        )
+        search, extras = None, ()
+        if isinstance(loss, ShiftInvariantLoss):
+            if loss.groups is not None:
+                requirement = "A warp network lays all channels of a label on one field: `groups` cannot be kept apart."
+                remedy = "Leave `groups` out, or train on one group of channels."
+                raise ValueError(_checks.message(requirement, {"groups": loss.groups}, remedy))
+            base, search, extras = loss._base, loss._search, loss.label_extras
+        else:
+            base = PixelLoss.resolved(loss, name="loss")
+        if warp_loss is not None:
+            compared = checked_warp_loss(warp_loss).call
+        elif base.is_sparse:
+            compared = keras.losses.CategoricalCrossentropy(from_logits=base.activation is not None).call
+        else:
+            compared = base.call
+        return cls(base, compared, search, extras)
 
     def activated(self, prediction):
         """What a prediction means, in the values of dense labels."""
-        return prediction if self.activation is None else self.activation(prediction)
+        return prediction if self.base.activation is None else self.base.activation(prediction)
 
-    def bounds(self, prediction, label):
-        """Options of `tfalign.register` and the confidence from which its result counts."""
-        search, rank = self.search or {}, prediction.shape.rank - 2
-        sizes, min_overlap = (prediction.shape[1:-1], label.shape[1:-1]), search.get("min_overlap", 0.5)
-        max_shift = search.get("max_shift")
-        if max_shift is None:
-            for max_shift in range(8, -1, -1):
-                overlap = registration.overlap_at_bound(*sizes, [max_shift] * rank)
-                if overlap is None or overlap >= min_overlap:
-                    break
-        similarity = search.get("similarity", "ncc")
-        options = {
-            "max_shift": max_shift,
-            "similarity": similarity if similarity in registration.SIMILARITIES else "ncc",
-            "min_overlap": min_overlap,
-            "subpixel": bool(search.get("subpixel", False)),
-            **{name: search.get(name, 0.0) for name in ("max_rotation", "max_scale", "max_shear")},
-        }
-        return options, least_confidence(search.get("min_confidence", "auto"))
+    def moves(self, parts):
+        """The transforms `(batch, d+1, d+1)` that the search finds; the identity where it is not sure."""
+        found = self.search.registered(parts, self.search.cropped(parts.prediction, parts.label), self.base)
+        trusted = found.confidence >= least_confidence(self.search.min_confidence)
+        if parts.anchored is not None:
+            trusted &= ~parts.anchored
+        return self.search.moves(found, None, trusted)
+
+
+def checked_warp_loss(loss):
+    """The loss of a warp network as a `PixelLoss`; it compares dense labels."""
+    known = PixelLoss.resolved(loss, name="warp_loss")
+    if known.is_sparse:
+        requirement = "`warp_loss` must compare probabilities: the warp network sees class ids as such."
+        remedy = 'Use "categorical_crossentropy", or leave it out.'
+        raise ValueError(_checks.message(requirement, {"warp_loss": loss}, remedy))
+    return known
 
 
 class Labels(NamedTuple):
     """The labels of a batch, and where they hold data.
 
     Attributes:
-        values: `(batch, *spatial, channels)` as given, 0 where there is no data.
+        values: `(batch, *spatial, channels)` as given, with what was appended; 0 where there is no data.
         dense: `(batch, *spatial, prediction's channels)`: class ids as probabilities.
-        valid: `(batch, *spatial, 1)`, 1.0 where there is data.
+        valid: `(batch, *spatial, 1)`, 1.0 where there is data that counts.
+        parts: of label and prediction, `Parts`.
         shape: sizes of the prediction's grid.
         is_sparse: whether `values` are class ids.
     """
@@ -98,36 +95,23 @@ class Labels(NamedTuple):
     values: tf.Tensor
     dense: tf.Tensor
     valid: tf.Tensor
+    parts: Parts
     shape: list
     is_sparse: bool
 
     @classmethod
     def of(cls, labels, prediction, task):
         """Labels `(batch, *spatial, channels)`, larger or smaller than the prediction, on the same centre."""
-        values = tf.cast(_checks.floating(labels, "y_true"), prediction.dtype)
-        if values.shape.rank == prediction.shape.rank - 1:
-            values = values[..., tf.newaxis]
-        channels, wanted = values.shape[-1], 1 if task.is_sparse else prediction.shape[-1]
-        extras = task.search is not None and channels is not None and channels >= wanted
-        if values.shape.rank != prediction.shape.rank or not (channels in (None, wanted) or extras):
-            raise ValueError(
-                _checks.message(
-                    "`y_true` must have the rank of `y_pred` and "
-                    + ("one channel of class ids." if task.is_sparse else "its channels."),
-                    {"y_true.shape": _checks.shape_of(values), "y_pred.shape": _checks.shape_of(prediction)},
-                )
-            )
-        known = tf.math.is_finite(values)
-        if task.ignore_class is not None:
-            known &= tf.not_equal(values, float(task.ignore_class))
-        known = tf.reduce_all(known, axis=-1, keepdims=True)
-        values = tf.where(known, values, 0.0)
-        dense = values[..., :wanted]
-        if task.is_sparse:
+        found = parts(labels, prediction, task.base, task.extras)
+        known = found.valid > 0.0
+        values = dense = tf.where(known, found.label, 0.0)
+        if task.extras:
+            appended = tf.cast(labels, values.dtype)[..., -len(task.extras) :]
+            values = tf.concat([values, tf.where(tf.math.is_finite(appended), appended, 0.0)], axis=-1)
+        if task.base.is_sparse:
             dense = tf.one_hot(tf.cast(tf.round(dense[..., 0]), tf.int32), prediction.shape[-1], dtype=values.dtype)
-        dense = tf.ensure_shape(dense, [None] * (prediction.shape.rank - 1) + [prediction.shape[-1]])
-        shape = geometry.spatial_shape(prediction)
-        return cls(values, dense, tf.cast(known, values.dtype), shape, task.is_sparse)
+        valid, shape = tf.cast(known, values.dtype), geometry.spatial_shape(prediction)
+        return cls(values, dense, valid, found, shape, task.base.is_sparse)
 
     def pulled(self, displacement, interpolation, *, dense=False):
         """Labels, as given or dense, on the prediction's grid, and the mask `(batch, *spatial)` of where data is.
@@ -180,21 +164,23 @@ def where_known(label, prediction, known, task):
     """Label and prediction for the compiled loss: pixels that are not known have no gradient to either."""
     known = known[..., tf.newaxis]
     if task.search is not None:
-        return tf.where(known, label, np.nan), prediction
+        appended = label[..., tf.shape(label)[-1] - len(task.extras) :]
+        values = tf.where(known, label[..., : tf.shape(label)[-1] - len(task.extras)], np.nan)
+        return tf.ensure_shape(tf.concat([values, appended], axis=-1), label.shape), prediction
     held = tf.stop_gradient(prediction)
-    if task.is_sparse:
-        label = tf.where(known, label, 0.0 if task.ignore_class is None else float(task.ignore_class))
-    elif task.activation is None:
-        label = tf.where(known, label, held)
-    else:
+    if not task.base.is_sparse:
         label = tf.where(known, label, task.activated(held))
+    elif task.base.ignore_class is not None:
+        label = tf.where(known, label, float(task.base.ignore_class))
+    else:
+        label = tf.where(known, label, tf.cast(tf.argmax(held, axis=-1), label.dtype)[..., tf.newaxis])
     return label, tf.where(known, prediction, held)
 
 
 def mean_loss(pixel_loss, label, prediction, counts, sample_weight, area=None):
     """The mean over the pixels that count, each by its `area` `(batch, *spatial)`, then over the batch, a scalar.
 
-    A `pixel_loss` that gives no value per pixel is taken as it is.
+    A `pixel_loss` that gives no value per pixel is taken on values that are 0 where nothing counts.
     """
     counts = counts > COUNTS
     known = counts[..., tf.newaxis]
@@ -205,6 +191,8 @@ def mean_loss(pixel_loss, label, prediction, counts, sample_weight, area=None):
         area = tf.cast(counts, values.dtype) * (1.0 if area is None else tf.cast(area, values.dtype))
         total = tf.reduce_sum(tf.where(counts, values, 0.0) * area, axis=axes)
         values = total / tf.maximum(tf.reduce_sum(area, axis=axes), 1.0)
-        if sample_weight is not None:
-            values *= tf.cast(sample_weight, values.dtype)
+    else:
+        values = tf.cast(pixel_loss(*(tf.where(known, one, 0.0) for one in (label, prediction))), prediction.dtype)
+    if sample_weight is not None:
+        values *= tf.cast(sample_weight, values.dtype)
     return tf.reduce_mean(values)

@@ -70,7 +70,7 @@ def _twin(network, own, input_shape):
     if getattr(network, "input_shape", None) is not None and hasattr(network, "inputs") and network.inputs:
 
         def cloned(layer):
-            return type(layer).from_config(layer.get_config()) if layer.name in own else layer
+            return _copied(layer) if layer.name in own else layer
 
         twin = keras.models.clone_model(network, clone_function=cloned)
     elif own == _layer_names(network):
@@ -80,4 +80,14 @@ def _twin(network, own, input_shape):
         requirement = '`frozen` must be "all", or hold the network\'s name, where it is not made of layers.'
         raise ValueError(_checks.message(requirement, {"network": network.name, "frozen": sorted(own)}))
     twin.set_weights(network.get_weights())
+    for layer in twin._flatten_layers():
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()  # a `Normalization` computes with what it makes of its weights here
     return twin
+
+
+def _copied(layer):
+    """A layer like another; of a network layer by layer, as Keras finds no class by name that was not registered."""
+    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+        return keras.models.clone_model(layer, clone_function=_copied)
+    return type(layer).from_config(layer.get_config())

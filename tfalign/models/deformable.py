@@ -7,12 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks, drift
-from tfalign._one_output import checked_weight
-from tfalign.models._bent_labels import COUNTS, Labels, Task, mean_loss, where_known
+from tfalign._one_output import checked_weight, refuse_mask
+from tfalign.models._bent_labels import COUNTS, Labels, Task, checked_warp_loss, mean_loss, where_known
 from tfalign.models._equivariance import EQUIVARIANCES, moved_alike
 from tfalign.models._twins import Twins
 from tfalign.models.warp_network import WarpNetwork
-from tfalign.ops import displacements, geometry, registration, replicas, resample
+from tfalign.ops import displacements, geometry, replicas, resample
 
 MOVING = ("label", "prediction")
 LAID_ON = ("twin", "predictor")
@@ -145,11 +145,14 @@ class DeformableModel(keras.Model):
         self.equivariance = _checks.number("equivariance", equivariance, at_least=0.0)
         self.equivariances = _checked_names("equivariances", equivariances, EQUIVARIANCES)
         self.interpolation = _checks.choice("interpolation", interpolation, ("linear", "cubic"))
+        if warp_loss is not None:
+            checked_warp_loss(warp_loss)
         self.warp_loss = warp_loss
         self.warp_loss_tracker = keras.metrics.Mean(name="warp_loss")
         self.displacement_tracker = keras.metrics.Mean(name="displacement")
         self.folds_tracker = keras.metrics.Mean(name="folds")
         self._inputs = None
+        self._evaluations = 0  # under way; of replicas several at a time
         if predictor.built and getattr(predictor, "input_shape", None) is not None:
             self.build(predictor.input_shape)
 
@@ -190,7 +193,14 @@ class DeformableModel(keras.Model):
     @property
     def drift(self):
         """The estimated offset of the predictor from its input, pixels, one per axis: a NumPy array."""
+        if not self.built:
+            raise ValueError(_checks.message("There is no drift before the first batch.", {}, "Call `fit` first."))
         return np.array(self._drift().mean)[: self._rank]
+
+    @property
+    def losses(self):
+        """What layers add to the loss, those of the twins not counted again."""
+        return [*self.predictor.losses, *self.warp_network.losses]
 
     def _drift(self):
         return drift.unpack(tf.convert_to_tensor(self.drift_state))
@@ -205,12 +215,12 @@ class DeformableModel(keras.Model):
         Each label is pulled by the mean of both branches' displacements, without the drift: where it belongs on its
         input, as far as labels can tell.
         """
-        prediction = _checks.floating(self.predictor(inputs, training=False), "prediction")
+        prediction = _single(self(inputs, training=False))
         task = Task.of(getattr(self, "loss", None) or "mae", self.warp_loss)
         labels = Labels.of(labels, prediction, task)
         moves = self._moves(prediction, labels, task)
         seen = labels.beside(moves, task, with_margin=isinstance(self.warp_network, WarpNetwork))
-        other = _checks.floating(self.predictor_twin(inputs, training=False), "prediction")
+        other = _single(self.predictor_twin(inputs, training=False))
         pairs = (self.warp_network_twin, other if self.laid_on == "twin" else prediction), (self.warp_network, other)
         fields = [network(seen(one), training=False) for network, one in pairs]
         total = displacements.transformed(0.5 * (fields[0] + fields[1]), self._centered(moves))
@@ -224,11 +234,12 @@ class DeformableModel(keras.Model):
         if sample_weight is not None:
             sample_weight = checked_weight(sample_weight)
             sample_weight = sample_weight[:, 0] if sample_weight.shape.rank == 2 else sample_weight
-        prediction = _checks.floating(y_pred, "y_pred")
+        refuse_mask(y_pred)
+        prediction = _single(y_pred)
         labels = Labels.of(y, prediction, task)
         moves = tf.stop_gradient(self._moves(prediction, labels, task))
 
-        other = _checks.floating(self.predictor_twin(x, training=False), "prediction")
+        other = _single(self.predictor_twin(x, training=False))
         if self._twins.all_frozen(self.predictor_twin):
             other = tf.stop_gradient(other)
         watched = other if self.laid_on == "twin" else prediction
@@ -243,8 +254,10 @@ class DeformableModel(keras.Model):
         label, compared = self._compared(labels, prediction, bent, self._centered(moves), task)
         weight = sample_weight
         if task.search is None and weight is not None and weight.shape.rank == 1:
-            # Keras's own losses give one value per pixel, and would take a vector for the last axis of pixels.
-            weight = tf.reshape(weight, [-1] + [1] * (prediction.shape.rank - 2))
+            values = task.base.call(label, compared)
+            if values.shape.rank == prediction.shape.rank - 1:
+                # Keras would take a vector for the last axis of pixels.
+                weight = tf.reshape(weight, [-1] + [1] * (prediction.shape.rank - 2))
         total = super().compute_loss(x, label, compared, weight)
 
         warp_loss, penalties = self._warp_branch(x, labels, prediction, other, moves, seen, task, sample_weight)
@@ -257,6 +270,14 @@ class DeformableModel(keras.Model):
         logs = super().train_step(data)
         self._twins.follow(tf.convert_to_tensor(self.steps), momentum=self.momentum, every=self.follow_every)
         return logs
+
+    def test_step(self, data):
+        """One step of Keras's evaluation."""
+        self._evaluations += 1
+        try:
+            return super().test_step(data)
+        finally:
+            self._evaluations -= 1
 
     def _warp_branch(self, x, labels, prediction, other, moves, seen, task, sample_weight):
         """The loss of W beside the twin's prediction, and the penalties, scalars."""
@@ -278,7 +299,7 @@ class DeformableModel(keras.Model):
         level, chance, square = replicas.summed([one / replicas.count() for one in means])
         slopes = tf.reduce_mean(displacements.smoothness_energy(field))
         penalties = self.smoothness * tf.maximum(tf.abs(level), tf.abs(chance)) * slopes
-        if self.equivariance > 0.0:
+        if self.equivariance > 0.0 and not self._evaluations:  # a run of f, which may keep statistics
             penalties += self.equivariance * self._inequivariance(x, prediction, task)
         self.warp_loss_tracker.update_state(warp_loss)
         self.displacement_tracker.update_state(tf.sqrt(square))
@@ -307,16 +328,9 @@ class DeformableModel(keras.Model):
 
     def _moves(self, prediction, labels, task):
         """The transforms `(batch, d+1, d+1)` that a `ShiftInvariantLoss` finds, else the identity."""
-        rank = prediction.shape.rank - 2
-        identity = geometry.identity(tf.shape(prediction)[0], rank, prediction.dtype)
         if task.search is None:
-            return identity
-        options, min_confidence = task.bounds(prediction, labels.dense)
-        found = registration.register(
-            tf.stop_gradient(task.activated(prediction)), labels.dense, moving_mask=labels.valid, **options
-        )
-        trusted = (found.confidence >= min_confidence)[:, tf.newaxis, tf.newaxis]
-        return tf.where(trusted, tf.cast(found.transform, identity.dtype), identity)
+            return geometry.identity(tf.shape(prediction)[0], prediction.shape.rank - 2, prediction.dtype)
+        return tf.cast(task.moves(labels.parts), prediction.dtype)
 
     def _centered(self, moves):
         """Transforms without what the predictor does to its input."""
@@ -367,7 +381,7 @@ class DeformableModel(keras.Model):
         step = tf.cast(tf.convert_to_tensor(self.steps), tf.int32)
         meant = tf.stop_gradient(task.activated(prediction))
         moved, wanted, counts = moved_alike(x, meant, self.equivariances, seed=step)
-        found = _checks.floating(self.predictor(moved, training=True), "prediction")
+        found = _single(self.predictor(moved, training=True))
         return mean_loss(task.pixel_loss, wanted, found, counts, None)
 
     def get_config(self):
@@ -412,7 +426,15 @@ def _moved_back(prediction, field, moves):
     back = displacements.compose(
         displacements.invert(field), displacements.from_transform(geometry.invert(moves), shape)
     )
-    return resample.warp(prediction, back)
+    moved, inside = resample.warp(prediction, back)
+    # What is not known stays a prediction: of zeros alone a loss need not be finite.
+    here = tf.stop_gradient(prediction)
+    return tf.where(inside[..., tf.newaxis] > COUNTS, moved, here), inside
+
+
+def _single(prediction):
+    """A prediction in float32, the type of displacements."""
+    return tf.cast(_checks.floating(prediction, "prediction"), tf.float32)
 
 
 def _gradient_only(value):

@@ -167,9 +167,15 @@ class WarpNetwork(keras.Model):
     def call(self, inputs):
         """The displacement field of `[prediction, label]`."""
         prediction, label = (tf.cast(_checks.floating(one, name), tf.float32) for name, one in zip(_INPUTS, inputs))
-        rank = _checks.spatial_rank("prediction", prediction)
+        _checks.spatial_rank("prediction", prediction)
+        rank, channels = _checked_shapes(prediction.shape, label.shape)
+        if (rank, channels) != tuple(self._channels):
+            received = {"prediction.shape": tuple(prediction.shape), "its rank and channels": tuple(self._channels)}
+            raise ValueError(_checks.message("Inputs must have the rank and channels of the network.", received))
         shape = geometry.spatial_shape(prediction)
         spacing, depth = self.options["spacing"], self.options["depth"]
+        # Along an axis of one pixel nothing moves: it would leave the picture.
+        along = tf.cast(tf.stack(shape) > 1, tf.float32)
         prediction, label, known = _normalised(prediction, _with_margin(label, shape, spacing * 2 ** (depth - 1)))
         fixed_grids, moving_grids, known_grids = (
             _pyramid(one, spacing, depth) for one in (prediction, label * known, known)
@@ -184,7 +190,7 @@ class WarpNetwork(keras.Model):
             found = tf.zeros([1, *size, rank])
             if field is not None:
                 field = displacements.from_control_points(field, shape=size, spacing=2)
-                found = self._displacement(field, pixel=pixel, squarings=_BETWEEN_LEVELS) / pixel
+                found = self._displacement(field, along, pixel=pixel, squarings=_BETWEEN_LEVELS) / pixel
                 above = [tf.cast(_doubled(features, size), tf.float32)]
             moving, weight = _read(moving, found, fixed)
             seen = [fixed, moving, 1.0 - weight, _force(fixed, moving), _unlikeness(fixed, moving, weight), *above]
@@ -193,20 +199,23 @@ class WarpNetwork(keras.Model):
             field = change if field is None else field + change
         first, second, last = self.convolutions[3 * depth :]
         for _ in range(_STEPS):
-            found = self._displacement(field, pixel=float(spacing), squarings=_BETWEEN_LEVELS)
+            found = self._displacement(field, along, pixel=float(spacing), squarings=_BETWEEN_LEVELS)
             found = displacements.from_control_points(found, shape=shape, spacing=spacing)
             moving, weight = _read(tf.concat([label * known, known], axis=-1), found, prediction)
             step, certainty = _newton_step(prediction, moving, weight, spacing)
             unknown = 1.0 - _pyramid(weight, spacing, 1)[0]
             features = second(first(tf.concat([step, certainty, unknown, tf.cast(features, tf.float32)], axis=-1)))
             field += float(spacing) * last(tf.concat([tf.cast(features, tf.float32), _GAIN * step], axis=-1))
-        field = self._displacement(field, pixel=float(spacing), squarings=self.options["squarings"])
+        field = self._displacement(field, along, pixel=float(spacing), squarings=self.options["squarings"])
         return displacements.from_control_points(field, shape=shape, spacing=spacing)
 
-    def _displacement(self, field, *, pixel, squarings):
-        """What the field of a level with pixels of that size stands for, within the bound; pixels of the full grid."""
+    def _displacement(self, field, along, *, pixel, squarings):
+        """What the field of a level with pixels of that size stands for, within the bound; pixels of the full grid.
+
+        `along` is 1.0 or 0.0 for each axis: whether anything moves along it.
+        """
         bound = self.options["max_displacement"]
-        field = bound * tf.tanh(field / bound)
+        field = along * bound * tf.tanh(field / bound)
         if self.options["form"] == "displacement":
             return field
         return pixel * displacements.integrate(field / pixel, squarings=squarings)
