@@ -62,12 +62,14 @@ class Task(NamedTuple):
         return prediction if self.base.activation is None else self.base.activation(prediction)
 
     def moves(self, parts):
-        """The transforms `(batch, d+1, d+1)` that the search finds; the identity where it is not sure."""
+        """The transforms `(batch, d+1, d+1)` that are found; the identity without a search, or where it is not sure."""
+        if self.search is None:
+            return geometry.identity(tf.shape(parts.label)[0], parts.label.shape.rank - 2, parts.label.dtype)
         found = self.search.registered(parts, self.search.cropped(parts.prediction, parts.label), self.base)
         trusted = found.confidence >= least_confidence(self.search.min_confidence)
         if parts.anchored is not None:
             trusted &= ~parts.anchored
-        return self.search.moves(found, None, trusted)
+        return tf.stop_gradient(self.search.moves(found, None, trusted))
 
 
 def checked_warp_loss(loss):

@@ -218,7 +218,7 @@ class DeformableModel(keras.Model):
         prediction = _single(self(inputs, training=False))
         task = Task.of(getattr(self, "loss", None) or "mae", self.warp_loss)
         labels = Labels.of(labels, prediction, task)
-        moves = self._moves(prediction, labels, task)
+        moves = task.moves(labels.parts)
         seen = labels.beside(moves, task, with_margin=isinstance(self.warp_network, WarpNetwork))
         other = _single(self.predictor_twin(inputs, training=False))
         pairs = (self.warp_network_twin, other if self.laid_on == "twin" else prediction), (self.warp_network, other)
@@ -237,7 +237,7 @@ class DeformableModel(keras.Model):
         refuse_mask(y_pred)
         prediction = _single(y_pred)
         labels = Labels.of(y, prediction, task)
-        moves = tf.stop_gradient(self._moves(prediction, labels, task))
+        moves = task.moves(labels.parts)
 
         other = _single(self.predictor_twin(x, training=False))
         if self._twins.all_frozen(self.predictor_twin):
@@ -325,12 +325,6 @@ class DeformableModel(keras.Model):
                 label, valid = labels.cropped(labels.values)
                 known = counts * valid > COUNTS
         return where_known(label, prediction, known, task)
-
-    def _moves(self, prediction, labels, task):
-        """The transforms `(batch, d+1, d+1)` that a `ShiftInvariantLoss` finds, else the identity."""
-        if task.search is None:
-            return geometry.identity(tf.shape(prediction)[0], prediction.shape.rank - 2, prediction.dtype)
-        return tf.cast(task.moves(labels.parts), prediction.dtype)
 
     def _centered(self, moves):
         """Transforms without what the predictor does to its input."""

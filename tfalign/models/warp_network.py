@@ -169,8 +169,9 @@ class WarpNetwork(keras.Model):
         prediction, label = (tf.cast(_checks.floating(one, name), tf.float32) for name, one in zip(_INPUTS, inputs))
         _checks.spatial_rank("prediction", prediction)
         rank, channels = _checked_shapes(prediction.shape, label.shape)
-        if (rank, channels) != tuple(self._channels):
-            received = {"prediction.shape": tuple(prediction.shape), "its rank and channels": tuple(self._channels)}
+        own = tuple(self._channels or ())
+        if (rank, channels) != own:
+            received = {"prediction.shape": tuple(prediction.shape), "its rank and channels": own}
             raise ValueError(_checks.message("Inputs must have the rank and channels of the network.", received))
         shape = geometry.spatial_shape(prediction)
         spacing, depth = self.options["spacing"], self.options["depth"]
