@@ -48,13 +48,13 @@ class DeformableModel(keras.Model):
 
     It compiles with any Keras loss of one output and fits as usual; calling it is calling the predictor. Compiled with
     a `ShiftInvariantLoss`, each label is first moved by the shift (or transform) that this loss searches, with its
-    options (all but `groups`), and then bent, so that W need not reach as far. Only the predictor is needed afterwards: save, export and
-    serve `model.predictor`. The `.keras` file of the whole resumes the training.
+    options (all but `groups`), and then bent, so that W need not reach as far. Only the predictor is needed afterwards:
+    save, export and serve `model.predictor`. The `.keras` file of the whole resumes the training.
 
     The loss in the logs is the compiled one, of the f-branch; a Keras loss takes pixels without data as predicted
-    right, a `ShiftInvariantLoss` leaves them out. "warp_loss" is that of W, "displacement" the RMS per axis
-    of the bending alone (pixels), "folds" the share of pixels at which it folds. All see the labels as aligned: watch
-    metrics on labels known to be right for what counts.
+    right, a `ShiftInvariantLoss` leaves them out. "warp_loss" is that of W, "displacement" the RMS per axis of the
+    bending alone (pixels), "folds" the share of pixels at which it folds. All see the labels as aligned: watch metrics
+    on labels known to be right for what counts.
 
     Args:
         predictor: a Keras model with one input, or several, and one output `(batch, *spatial, channels)`. A subclassed
@@ -85,7 +85,7 @@ class DeformableModel(keras.Model):
             by chance, beside the prediction mirrored (of its loss, where that is larger): so W is held as stiffly when
             f has learned and its loss is small, and does not bend labels to the rest that f gets wrong.
         equivariance: weight of the loss of f(T x) beside T f(x), taken as W's loss is; 0 leaves it out. It costs one
-            more run of f, and needs one input on the grid of the prediction. It holds the drift at 0 at a price: see the
+            more run of f, needs one input on the grid of the prediction, and holds the drift at 0 at a price: see the
             README.
         equivariances: what T is drawn from: "flip" (each axis or not), "rotate" (any angle; not for signals),
             "elastic" (3 px RMS, smooth). A constant offset does not commute with flips and rotations.
