@@ -37,7 +37,7 @@ def wanted(task, cell, arm):
     if arm == "bare":
         return cell.name != "M10"
     if arm == "reordered":
-        return cell.name in {"M10", "M1b1", "M7", "M7c"}
+        return cell.name in {"M10", "M1b1", "M7", "M7b", "M7c"}
     if arm in {"twins", "joint"}:
         return cell.elastic is not None or cell.name == "M0"
     if arm in VARIANTS:
