@@ -121,6 +121,29 @@ def test_an_anchor_stays_one_where_the_label_has_holes(rng):
     assert drift.unpack(tf.convert_to_tensor(loss.state)).anchored[0] > 0
 
 
+@pytest.mark.parametrize("mode", ["graph", pytest.param("xla", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("searches", [False, True])
+def test_compiled_it_trains_as_eagerly(rng, mode, searches):
+    """Masks, anchors, weights of samples, and what runs in training alone."""
+    x = pictures(rng, (4, 16, 16))
+    extras = [np.ones_like(x), np.zeros_like(x)]
+    extras[0][:, 4:8, 4:8] = 0
+    extras[1][:2] = 1
+    label = np.concatenate([np.roll(x, 2, axis=1), *extras], axis=-1) if searches else np.roll(x, 1, axis=1)
+    logs = []
+    for eagerly in (True, False):
+        loss = of_each_sample
+        if searches:
+            loss = tfalign.ShiftInvariantLoss("mae", max_shift=3, label_extras=("mask", "anchor"))
+        model = bending(convolved(), loss, equivariance=0.1)
+        model.compile(keras.optimizers.SGD(1e-4), loss, run_eagerly=eagerly, jit_compile=mode == "xla" and not eagerly)
+        weight = np.array([1, 2, 0, 1], np.float32)
+        for _ in range(3):
+            told = model.train_on_batch(x, label, sample_weight=weight, return_dict=True)
+        logs.append([*told.values(), *model.test_on_batch(x, label, return_dict=True).values()])
+    np.testing.assert_allclose(logs[0], logs[1], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize(("size", "rank"), [((2, 1, 16, 16), 3), ((2, 16, 1), 2)])
 def test_along_an_axis_of_one_pixel_nothing_moves(rng, size, rank):
     x = pictures(rng, size)
