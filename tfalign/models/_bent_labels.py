@@ -61,14 +61,14 @@ class Task(NamedTuple):
         """What a prediction means, in the values of dense labels."""
         return prediction if self.base.activation is None else self.base.activation(prediction)
 
-    def moves(self, parts):
+    def moves(self, whole):
         """The transforms `(batch, d+1, d+1)` that are found; the identity without a search, or where it is not sure."""
         if self.search is None:
-            return geometry.identity(tf.shape(parts.label)[0], parts.label.shape.rank - 2, parts.label.dtype)
-        found = self.search.registered(parts, self.search.cropped(parts.prediction, parts.label), self.base)
+            return geometry.identity(tf.shape(whole.label)[0], whole.label.shape.rank - 2, whole.label.dtype)
+        found = self.search.registered(whole, self.search.cropped(whole.prediction, whole.label), self.base)
         trusted = found.confidence >= least_confidence(self.search.min_confidence)
-        if parts.anchored is not None:
-            trusted &= ~parts.anchored
+        if whole.anchored is not None:
+            trusted &= ~whole.anchored
         return tf.stop_gradient(self.search.moves(found, None, trusted))
 
 
