@@ -142,10 +142,19 @@ def _entry(row):
     if name == "gap_recovered" and CELLS[row["cell"]].moved_back and row["arm"] == "tfalign":
         name = "gap_recovered_moved_back"
     signed, unit = ("+.2f", f" {TASKS[row['task']].unit}") if name == "minus_plain" else (".3f", "")
-    text = f"{np.nanmedian(row[name]):{signed}} / {np.nanmin(row[name]):{signed}}{unit}"
-    mark = {"y": "", "n": " **missed**"}.get(_verdict(row)[:1], "")
-    text += " no gap" if _verdict(row) == "no gap" else mark
+    text, verdict = f"{_median_and_worst(row[name], signed)}{unit}", _verdict(row)
+    if verdict == "no gap":
+        # A share of a gap that a seed does not have, or that points the other way, says nothing.
+        text = f"{text} no gap" if min(np.subtract(row["oracle"], row["plain"])) > 0.0 else "no gap"
+    elif verdict.startswith("no"):
+        text += " **missed**"
     return f"{text} ({len(row['seeds'])}{_older(row, ', version')})"
+
+
+def _median_and_worst(values, form):
+    """Of the seeds that have a value."""
+    known = [value for value in values if np.isfinite(value)]
+    return f"{np.median(known):{form}} / {min(known):{form}}" if known else "none"
 
 
 def _older(row, before):
@@ -163,11 +172,11 @@ def markdown(rows):
     for row in rows:
         unit = TASKS[row["task"]].unit
         if "gap_recovered" in row:
-            recovered = f"{np.nanmedian(row['gap_recovered']):.3f} / {np.nanmin(row['gap_recovered']):.3f}"
+            recovered = _median_and_worst(row["gap_recovered"], ".3f")
             early = f"{np.nanmedian(row['gap_recovered_at_a_third']):.2f}"
             back = f"{np.nanmedian(row['gap_recovered_moved_back']):.3f}"
         else:
-            recovered = f"{np.median(row['minus_plain']):+.2f} / {min(row['minus_plain']):+.2f} {unit} to plain"
+            recovered = f"{_median_and_worst(row['minus_plain'], '+.2f')} {unit} to plain"
             early = back = ""
         lines.append(
             f"| {row['task']} {TASKS[row['task']].title} | {row['cell']} {CELLS[row['cell']].title} "

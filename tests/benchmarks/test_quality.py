@@ -153,7 +153,7 @@ def record(score, drift=(0.0, 0.0)):
 
 
 def test_a_seed_whose_perfect_labels_gain_nothing_has_no_gap(monkeypatch):
-    """The others are told, and nothing is judged."""
+    """The others are told, but not at a glance, and nothing is judged; gaps that differ much are told there too."""
     scores = {("M1", "plain"): [20.0, 0.0, 20.0], ("M0", "plain"): [30.0, 0.0, 30.0]}
     scores["M1", "tfalign"] = [29.0, 25.0, 28.0]
     monkeypatch.setattr(runs, "load", lambda run, version: record(scores[run.cell, run.arm][run.seed]))
@@ -162,7 +162,10 @@ def test_a_seed_whose_perfect_labels_gain_nothing_has_no_gap(monkeypatch):
     assert row["no_gap"]
     assert "| 0.850 / 0.800 |" in tables.markdown([row])
     assert tables.markdown([row]).rstrip().endswith("| no gap |")
-    assert "0.850 / 0.800 no gap (3)" in tables.glance([row], "tfalign")
+    assert "| no gap (3) |" in tables.glance([row], "tfalign")
+    scores["M0", "plain"][1] = 2.0
+    (row,) = tables.summarise(["T1"], ["M1"], ["tfalign"], 3, inits=3)
+    assert "| 0.900 / 0.800 no gap (3) |" in tables.glance([row], "tfalign")
 
 
 def test_a_row_is_of_the_newest_version_that_was_run_and_says_so(monkeypatch):
