@@ -164,7 +164,7 @@ def _transform_errors(model, cell, data):
     bounds = {name: value for name, value in cell.loss.items() if name.startswith("max_")}
     turns = len(bounds) > 1
     subpixel = turns or cell.loss.get("subpixel", False)
-    found, confidence = evaluate.registered_labels(model, data.inputs, data.labels, subpixel=subpixel, **bounds)
+    found, score, confidence = evaluate.registered_labels(model, data.inputs, data.labels, subpixel=subpixel, **bounds)
     right, wrong = ~data.is_wrong, data.is_wrong
     error = (found - data.transforms)[right, :rank, rank]
     around = error - np.median(error, axis=0)
@@ -182,9 +182,14 @@ def _transform_errors(model, cell, data):
         told["scale_error_percent"] = float(100 * np.median(np.abs(mine.scale / true.scale - 1.0)))
         told["shear_error_degrees"] = float(np.median(np.abs(mine.shear - true.shear)))
     if wrong.any():
-        rank_sum = scipy.stats.mannwhitneyu(confidence[right], confidence[wrong]).statistic
-        told["wrong_scene_auc"] = float(rank_sum / (right.sum() * wrong.sum()))
+        told["wrong_scene_auc"] = _auc(confidence[right], confidence[wrong])
+        told["wrong_scene_auc_of_score"] = _auc(score[right], score[wrong])
     return {"shift_error": told}
+
+
+def _auc(right, wrong):
+    """How often one of `right` is larger than one of `wrong`."""
+    return float(scipy.stats.mannwhitneyu(right, wrong).statistic / (len(right) * len(wrong)))
 
 
 def _field_errors(model, cell, data, labels):

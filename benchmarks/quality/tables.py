@@ -66,7 +66,8 @@ def _row(task, cell, arm, records, reference):
     }
     errors = [records[seed].get("shift_error") for seed in common]
     if all(errors):
-        row |= {name: [error[name] for error in errors] for name in errors[0] if name != "common"}
+        names = [name for name in errors[0] if name != "common" and all(name in error for error in errors)]
+        row |= {name: [error[name] for error in errors] for name in names}
     fields = [records[seed].get("field_error") for seed in common]
     if all(fields):
         row["field_error"] = fields

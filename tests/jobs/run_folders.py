@@ -115,7 +115,7 @@ def finish(run, *, epochs=6, seed=5, max_shift=MAX_SHIFT):
             rows.append(
                 {"id": f"{patch['name']}@{','.join(map(str, patch['start']))}", "file": patch["name"], "split": split,
                  **{f"start_{axis}": first for axis, first in zip(axes, patch["start"])}, **dict(zip(axes, shift)),
-                 "confidence": round(float(found.confidence[0]), 4)}
+                 "score": round(float(found.score[0]), 4), "confidence": round(float(found.confidence[0]), 4)}
             )  # fmt: skip
     tables.write(run / "alignment.csv", rows)
     lines = [

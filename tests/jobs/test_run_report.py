@@ -183,10 +183,10 @@ def test_displacements_of_labels_that_are_turned(small):
     assert len([own for own in found.all("img") if own["alt"] == "Displacements"]) == len(found.all("article"))
 
 
-def label(file="a", *, shift=(0.0, 0.0), confidence=1.0, start=(0, 0), split="train"):
+def label(file="a", *, shift=(0.0, 0.0), confidence=1.0, start=(0, 0), split="train", **more):
     row = {"id": f"{file}@{start[0]},{start[1]}", "file": file, "split": split}
     row |= dict(zip(("start_row", "start_col", "row", "col", "confidence"), (*start, *shift, confidence)))
-    return {name: str(value) for name, value in row.items()}
+    return {name: str(value) for name, value in (row | more).items()}
 
 
 def test_worst_labels_are_ranked():
@@ -209,6 +209,23 @@ def test_worst_labels_are_ranked():
     assert whys["far"] == "far off"
     assert whys["right"] == "nothing wrong"
     assert all(one.label.is_sure for one in found if one.label.file == "blank corner")
+
+
+def test_labels_of_another_scene_are_told_by_how_little_they_fit(rng):
+    """However sure their shift; a fifth of them does not hide the others, and equal ones are none."""
+    scores = rng.normal(0.9, 0.02, 100)
+    scores[:20] = rng.uniform(-0.2, 0.7, 20)
+    unknown = label("unknown", confidence=0.1, score=0.1)
+    labels = misalignment.labels_of([*(label(f"{n:03}", score=score) for n, score in enumerate(scores)), unknown])
+    found = misalignment.worst(labels, max_shift=8, decisions={})
+    assert found[0].why == "could not be told"
+    assert [one.why for one in found[1:21]] == ["unlike its prediction"] * 20
+    assert [int(one.label.file) for one in found[1:21]] == np.argsort(scores)[:20].tolist()
+    assert all(one.why == "nothing wrong" for one in found[21:])
+    (said,) = misalignment.remarks(labels, [], max_shift=8, drift=None)
+    assert said.startswith("20 % of the labels fit far worse than the others")
+    equal = misalignment.labels_of([label(f"{n}", score=0.9999 if n else 0.9998) for n in range(9)])
+    assert {one.why for one in misalignment.worst(equal, max_shift=8, decisions={})} == {"nothing wrong"}
 
 
 def test_only_so_many_are_listed_but_none_that_was_decided_on():

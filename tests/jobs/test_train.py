@@ -84,7 +84,7 @@ def test_the_table_has_a_row_for_every_patch(finished):
     out, summary = finished
     with open(out / "alignment.csv", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["id", "file", "split", "start_row", "start_col", "row", "col", "confidence"]
+    assert list(rows[0]) == ["id", "file", "split", "start_row", "start_col", "row", "col", "score", "confidence"]
     assert len(rows) == len({row["id"] for row in rows}) == sum(summary["counts"]["patches"].values())
     assert {row["file"] for row in rows} == set(small_run.SHIFTS)
     for split, count in summary["counts"]["patches"].items():

@@ -36,16 +36,16 @@ class Board:
     def write(self, model, row):
         """Adds an epoch: the numbers of its row in the log, shifts, and pictures."""
         self._find = self._find or measures.registering(model, self._config, self._signature)
-        transforms, confidences = self._find(self._inputs, self._labels)
+        found = self._find(self._inputs, self._labels)
         with self._writer.as_default(step=row["epoch"] + 1):
             for name, value in row.items():
                 if name != "epoch":
                     tf.summary.scalar(name, value)
             for index, axis in enumerate(measures.AXES[self._rank]):
-                tf.summary.histogram(f"shift/{axis}", transforms[:, index, -1])
-            tf.summary.histogram("shift/confidence", confidences)
+                tf.summary.histogram(f"shift/{axis}", found.transform[:, index, -1])
+            tf.summary.histogram("shift/confidence", found.confidence)
             if self._rank > 1:
-                grid = self._pictures(model(self._inputs[:_SHOWN], training=False), transforms[:_SHOWN])
+                grid = self._pictures(model(self._inputs[:_SHOWN], training=False), found.transform[:_SHOWN])
                 tf.summary.image("input, prediction, label, label aligned", grid[np.newaxis])
         self._writer.flush()
 

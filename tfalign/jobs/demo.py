@@ -66,7 +66,7 @@ def run(out, settings, *, track=lambda description, total: lambda steps: None):
         predictions[arm] = np.asarray(models[arm](gray))[0]
         arms[arm] = {**files.read_json(record_path), **evaluate.image_metrics(predictions[arm], truth[0])}
 
-    transforms, confidence = evaluate.registered_labels(
+    transforms, _, confidence = evaluate.registered_labels(
         models["tfalign"], moved.inputs, moved.labels, max_shift=settings.max_shift, subpixel=False
     )
     shifts = transforms[:, :-1, -1]

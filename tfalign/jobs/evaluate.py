@@ -57,7 +57,7 @@ def gap_recovered(value, plain, oracle):
 
 
 def registered_labels(model, inputs, labels, *, batch=64, **options):
-    """Registers every label to the model's prediction: transforms `(count, d+1, d+1)` and confidences `(count,)`.
+    """Registers every label to the model's prediction: transforms `(count, d+1, d+1)`, scores, confidences `(count,)`.
 
     `options` are those of `tfalign.register`.
     """
@@ -65,6 +65,5 @@ def registered_labels(model, inputs, labels, *, batch=64, **options):
     for start in range(0, len(inputs), batch):
         prediction = model(tf.convert_to_tensor(inputs[start : start + batch]), training=False)
         one = register(prediction, labels[start : start + batch], **options)
-        found.append((one.transform.numpy(), one.confidence.numpy()))
-    transforms, confidences = zip(*found)
-    return np.concatenate(transforms), np.concatenate(confidences)
+        found.append((one.transform.numpy(), one.score.numpy(), one.confidence.numpy()))
+    return tuple(np.concatenate(parts) for parts in zip(*found))

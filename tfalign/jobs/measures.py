@@ -110,7 +110,8 @@ def alignment_rows(model, data, config, *, track=lambda description, total: lamb
         track: see `tfalign.jobs.train.run`.
 
     Returns:
-        A list of dicts: id, file, split, start on each axis, translation on each axis, further parameters, confidence.
+        A list of dicts: id, file, split, start on each axis, translation on each axis, further parameters, score
+        (the similarity of label and prediction where the label lies best), confidence.
     """
     find, bend = None, None
     turns = any(config.loss.get(name) for name in BOUNDS[1:])
@@ -126,8 +127,8 @@ def alignment_rows(model, data, config, *, track=lambda description, total: lamb
         if isinstance(model, DeformableModel):
             bend = bend or _bending(model, batches.element_spec[:2])
         for inputs, labels, origin in batches:
-            transforms, confidences = find(inputs, labels)
-            columns = _parameters(transforms, drift, turns)
+            found = find(inputs, labels)
+            columns = _parameters(found.transform, drift, turns)
             if bend is not None:
                 columns["bending"] = bend(inputs, labels).numpy()
             for number, (name, start) in enumerate(zip(origin["name"].numpy(), origin["start"].numpy())):
@@ -141,10 +142,11 @@ def alignment_rows(model, data, config, *, track=lambda description, total: lamb
                         "split": set_name,
                         **place,
                         **{column: round(float(values[number]), 4) + 0.0 for column, values in columns.items()},
-                        "confidence": round(float(confidences[number]), 4),
+                        "score": round(float(found.score[number]), 4),
+                        "confidence": round(float(found.confidence[number]), 4),
                     }
                 )
-            advance(len(confidences))
+            advance(len(origin["name"]))
     return rows
 
 
@@ -154,14 +156,13 @@ def write_alignment(path, rows):
 
 
 def registering(model, config, signature):
-    """A traced function `(inputs, labels) -> (transforms (batch, d+1, d+1), confidences (batch,))`."""
+    """A traced function `(inputs, labels) -> tfalign.Registration`."""
     options, ignored = search_of(config), ignored_class(config)
 
     @tf.function(input_signature=signature, autograph=False)
     def find(inputs, labels):
         prediction = tf.cast(model(inputs, training=False), tf.float32)
-        found = registered(prediction, labels, ignore_class=ignored, **options)
-        return found.transform, found.confidence
+        return registered(prediction, labels, ignore_class=ignored, **options)
 
     return find
 

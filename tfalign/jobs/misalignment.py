@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from tfalign import _files
 from tfalign.data import misalign, tables
@@ -17,6 +18,7 @@ DECISIONS = ("accept", "keep", "reject")  # the last is the strictest
 _LISTED = 50  # worst labels
 _SHOWN = 12
 _SPREAD = 1.5  # px: patches of one label that lie further apart disagree
+_UNLIKE = (5.0, 0.05)  # robust standard deviations, and share of it, under the median: a score unlike the others
 _TURNS = ("rotation", "shear", "scale")
 
 
@@ -29,6 +31,7 @@ class Label(NamedTuple):
         start: its first index per axis.
         shift: `(d,)` pixels, how far down/right of its input the label lies.
         confidence: of the shift, in [0, 1].
+        score: similarity of label and prediction where the label lies best; NaN in tables without it.
     """
 
     row: dict
@@ -37,6 +40,7 @@ class Label(NamedTuple):
     start: tuple
     shift: np.ndarray
     confidence: float
+    score: float = math.nan
 
     @property
     def length(self):
@@ -132,12 +136,12 @@ def worst(labels, *, max_shift, decisions):
     Returns:
         A list of `Worst`, with every file that was decided on.
     """
-    files = files_of(labels)
+    files, least = files_of(labels), _least_score(labels)
     each = max(1, _SHOWN // max(1, len(files)))
     ranked = []
     for file in files:
         candidates = [label for label in file.labels if label.is_sure] or file.labels
-        found = [(*_badness(label, file, max_shift), label) for label in candidates]
+        found = [(*_badness(label, file, max_shift, least), label) for label in candidates]
         found.sort(key=lambda one: (one[0], one[2].confidence), reverse=True)
         ranked += found[:each]
     ranked.sort(key=lambda one: one[0], reverse=True)
@@ -192,6 +196,13 @@ def remarks(labels, files, *, max_shift, drift):
             f"{percent(at_bound / len(sure))} of the labels lie at the bound of the search: their true place may lie "
             "beyond. Train again with a larger --max-shift."
         )
+    least = _least_score(labels)
+    unlike = sum(label.score < least for label in sure)
+    if unlike:
+        said.append(
+            f"{percent(unlike / len(sure))} of the labels fit far worse than the others, wherever they are laid: they "
+            "may belong to another input, or be damaged. Look at them below."
+        )
     if labels and len(sure) < 0.8 * len(labels):
         said.append(
             "Many labels could not be told. Blank patches are no harm; otherwise the network may need more epochs, or "
@@ -238,6 +249,7 @@ def _label(row):
         start=tuple(int(row[f"start_{axis}"]) for axis in axes),
         shift=np.array([float(row[axis]) for axis in axes]),
         confidence=float(row["confidence"]),
+        score=float(row.get("score") or math.nan),
     )
 
 
@@ -246,10 +258,21 @@ def _rests(row):
     return [(name, 1.0 if name.startswith("scale") else 0.0) for name in row if name.split("_")[0] in _TURNS]
 
 
-def _badness(label, file, max_shift):
+def _least_score(labels):
+    """The score under which a label that could be told fits far worse than the others do."""
+    scores = [label.score for label in labels if label.is_sure and math.isfinite(label.score)]
+    if not scores:
+        return -math.inf
+    median, deviation = np.median(scores), scipy.stats.median_abs_deviation(scores, scale="normal")
+    return float(median - max(_UNLIKE[0] * deviation, _UNLIKE[1] * abs(median)))
+
+
+def _badness(label, file, max_shift, least_score):
     """`(rank, why)`, higher is worse."""
     if not label.is_sure:
-        return 3.0 - label.confidence, "could not be told"
+        return 4.0 - label.confidence, "could not be told"
+    if label.score < least_score:
+        return 3.0 - 1.0 / (1.0 + least_score - label.score), "unlike its prediction"
     if _is_at_bound(label, max_shift):
         return 2.0, "at the bound of the search"
     apart = float(np.linalg.norm(label.shift - file.shift))
