@@ -116,7 +116,8 @@ command(
 # ## The table of labels
 #
 # `alignment.csv` has a row for each patch: how far its label lies down and right, how well it fits there (score) and
-# how sure that is. `report.html` is the page to open in a browser; `worst_labels.csv` lists what to look at first, and why.
+# how sure that is. `report.html` is the page to open in a browser; `worst_labels.csv` lists what to look at first, and
+# why.
 
 # %%
 print(*sorted(path.name for path in (work / "run").iterdir()), sep="  ")
@@ -130,14 +131,15 @@ def table(path):
 
 print(f"\n{'file':10} {'down':>6} {'right':>6} {'score':>6} {'confidence':>10}   why to look")
 for row in table("run/worst_labels.csv")[:6]:
-    print(f"{row['file']:10} {row['row']:>6.6} {row['col']:>6.6} {row['score']:>6.4} {row['confidence']:>10.5}   {row['why']}")
+    numbers = f"{row['row']:>6.6} {row['col']:>6.6} {row['score']:>6.4} {row['confidence']:>10.5}"
+    print(f"{row['file']:10} {numbers}   {row['why']}")
 
 # %% [markdown]
 # ## Decide and repair
 #
 # A person looks at these labels and writes `reject` (no label), `keep` (as it is) or nothing (repair it) into the
-# column `decision`. Here we reject all that could not be told, and those that fit far worse than the others. The rest is
-# written anew.
+# column `decision`. Here we reject all that could not be told, and those that fit far worse than the others. The rest
+# is written anew.
 
 # %%
 rows = table("run/worst_labels.csv")
