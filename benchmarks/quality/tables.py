@@ -190,6 +190,21 @@ def markdown(rows):
     return "\n".join(lines) + "\n"
 
 
+def wrong_labels(rows):
+    """How well labels of another scene are told from the others."""
+    lines = ["| task | arm | seeds | AUC of the confidence: median / worst | AUC of the score |", "|---" * 5 + "|"]
+    for row in rows:
+        if "wrong_scene_auc" in row:
+            of_score = row.get("wrong_scene_auc_of_score")  # not in records of former runs
+            lines.append(
+                f"| {row['task']} {TASKS[row['task']].title} "
+                f"| {ARMS[row['arm']].title}{_older(row, ', loss of version')} | {len(row['seeds'])} "
+                f"| {_median_and_worst(row['wrong_scene_auc'], '.3f')} "
+                f"| {_median_and_worst(of_score, '.3f') if of_score else ''} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def bent_labels(rows):
     """How well the fields of bent labels are found."""
     lines = [
@@ -327,6 +342,9 @@ def write(rows, name, command):
     ]
     if any(row["arm"] == "bare" for row in rows):
         parts += ["`ShiftInvariantLoss(base)` with nothing else:", glance(rows, "bare").strip()]
+    if any("wrong_scene_auc" in row for row in rows):
+        title = "How well 20 % of labels of other scenes are told from the others, by each one's confidence or score"
+        parts += [f"{title} (target 0.98):", wrong_labels(rows).strip()]
     if any("field_error" in row for row in rows):
         parts += ["Bent labels, laid back by a warp network:", bent_labels(rows).strip()]
     parts += ["Everything:", markdown(rows)]

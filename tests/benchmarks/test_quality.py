@@ -101,6 +101,30 @@ def test_the_table_of_bent_labels_has_their_fields(monkeypatch):
     assert "0.900 | 0.00 | 4.00 | 0.75 | 0.50 | 25.00 % | x1.00" in lines[2]
 
 
+def test_the_table_of_wrong_labels_tells_both_measures(monkeypatch):
+    """Seeds of which not all have both tell what they all have."""
+    found = [{"wrong_scene_auc": 0.9 + seed / 100, "wrong_scene_auc_of_score": 0.99} for seed in range(3)]
+    monkeypatch.setattr(
+        runs,
+        "load",
+        lambda run, version: (
+            record({"plain": 20.0, "oracle": 30.0, "tfalign": 29.0}[run.arm]) | {"shift_error": found[run.seed]}
+        ),
+    )
+    (row,) = tables.summarise(["T1"], ["M8"], ["tfalign"], 3, inits=1)
+    assert tables.wrong_labels([row]).splitlines()[2:] == [
+        "| T1 tissue stain | tfalign | 3 | 0.910 / 0.900 | 0.990 / 0.990 |"
+    ]
+    del found[1]["wrong_scene_auc_of_score"]
+    (row,) = tables.summarise(["T1"], ["M8"], ["tfalign"], 3, inits=1)
+    assert tables.wrong_labels([row]).splitlines()[2:] == ["| T1 tissue stain | tfalign | 3 | 0.910 / 0.900 |  |"]
+
+
+def test_what_tells_wrong_labels_is_counted():
+    """The share of pairs in which the right one is larger, ties by half."""
+    assert runs._auc(np.array([3.0, 2.0, 1.0]), np.array([1.0, 0.0])) == 5.5 / 6
+
+
 def test_variants_of_the_twins_run_on_one_cell():
     variants = {run.arm: run.cell for run in expected(**FORMS["gate"]) if run.arm.startswith("twins-")}
     assert set(variants.values()) == {"M6b"}
