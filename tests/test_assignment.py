@@ -13,9 +13,10 @@ from tests.test_loss_geometry import made, turned_pair
 from tfalign import drift
 
 BOUND = 3
+MASKS = {"holes": [0.0, *[1.0] * 6], "graded": [0.0, 0.3, 0.3, *[1.0] * 4]}
 
 
-def noisy_pair(rng, *, noise, margin=BOUND, size=14, batch=3, mask=False):
+def noisy_pair(rng, *, noise, margin=BOUND, size=14, batch=3, mask=None):
     """Labels of the predictions' content, moved by up to 2 px, under noise that leaves their shifts open."""
     field = scipy.ndimage.gaussian_filter(rng.standard_normal((batch, 60, 60, 2)), (0, 1.5, 1.5, 0))
     field = np.float32(0.5 + 0.1 * field / field.std())
@@ -28,7 +29,7 @@ def noisy_pair(rng, *, noise, margin=BOUND, size=14, batch=3, mask=False):
         ]
     )
     label = np.float32(np.clip(label + noise * rng.standard_normal(label.shape), 0.01, 0.99))
-    weight = np.where(rng.random(label.shape[:-1]) < 0.15, 0.0, 1.0) if mask else np.ones(label.shape[:-1])
+    weight = rng.choice(MASKS[mask], label.shape[:-1]) if mask else np.ones(label.shape[:-1])
     return label, prediction, np.float32(weight)
 
 
@@ -38,8 +39,8 @@ def posteriors(label, prediction, weight):
 
 
 def expected_label(label, weight, posterior, size):
-    """In loops over pixels and shifts: the mean over those that find a value, and their share."""
-    mean, share = np.zeros((*size, label.shape[-1])), np.zeros(size)
+    """In loops over pixels and shifts: the weighted mean over those that find a value, and its weight."""
+    mean, total, share = np.zeros((*size, label.shape[-1])), np.zeros(size), np.zeros(size)
     for index in np.ndindex(*size):
         for step in np.ndindex(*posterior.shape):
             at = tuple(
@@ -47,16 +48,21 @@ def expected_label(label, weight, posterior, size):
                 for i, m, n, s, bound in zip(index, label.shape, size, step, [BOUND, BOUND])
             )
             if all(0 <= i < m for i, m in zip(at, label.shape)) and weight[at] > 0:
-                mean[index] += posterior[step] * label[at]
+                mean[index] += posterior[step] * weight[at] * label[at]
+                total[index] += posterior[step] * weight[at]
                 share[index] += posterior[step]
     known = share > 0.5
-    return np.where(known[..., None], mean / np.maximum(share, 1e-9)[..., None], 0.0), np.where(known, share, 0.0)
+    return np.where(known[..., None], mean / np.maximum(total, 1e-9)[..., None], 0.0), np.where(known, total, 0.0)
 
 
 @pytest.mark.parametrize(
     ("run", "kind", "base", "margin", "mask"),
     in_modes(
-        [("mean", base, *labels) for base in ("mse", "binary_crossentropy") for labels in ((3, False), (0, True))]
+        [
+            ("mean", base, *labels)
+            for base in ("mse", "binary_crossentropy")
+            for labels in ((3, None), (0, "holes"), (3, "graded"))
+        ]
     ),
     indirect=["run"],
 )
@@ -93,6 +99,21 @@ def test_of_other_bases_the_likeliest_shifts_are_averaged(rng, run):
         np.testing.assert_allclose(loss[sample], total / posterior.flat[likeliest].sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("base", ["mse", "binary_crossentropy"])
+def test_a_weight_counts_however_little(rng, base):
+    """Without a shift as in the hard choice; a label is not lost where all of its pixels weigh little."""
+    label, prediction, _ = noisy_pair(rng, noise=0.8)
+    for weight in (np.where(rng.random((3, 20, 20, 1)) < 0.4, 0.2, 1.0), np.full((3, 20, 20, 1), 0.01)):
+        y_true = np.float32(np.concatenate([label, weight], axis=-1))
+        soft, hard = (
+            tfalign.shift_invariant_loss(
+                y_true, prediction, base, max_shift=0, assignment=assignment, label_extras=("mask",)
+            )
+            for assignment in ("soft", "hard")
+        )
+        np.testing.assert_allclose(soft, hard, rtol=1e-3)
+
+
 @pytest.mark.parametrize("base", ["mse", "mae"])
 def test_a_clear_shift_is_the_hard_choice(rng, base):
     label, prediction, _ = noisy_pair(rng, noise=0.01, size=24)
@@ -115,6 +136,22 @@ def test_the_mean_label_has_the_gradient_of_all_shifts(rng):
         difference = prediction - label[:, y : y + size, x : x + size]
         gradient += posterior[:, y, x, None, None, None] * 2 * difference / prediction[0].size
     np.testing.assert_allclose(tape.gradient(loss, variable), gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["mae", "mse", keras.losses.Dice(axis=(1, 2, 3))])
+def test_it_trains_under_xla(rng, base):
+    """In `fit` the size of a batch is not known."""
+    label, prediction, _ = noisy_pair(rng, noise=0.8)
+    losses = {}
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((14, 14, 2)), keras.layers.Conv2D(2, 3, padding="same")])
+        loss = tfalign.ShiftInvariantLoss(base, max_shift=BOUND, assignment="soft", warmup_steps=0)
+        model.compile("sgd", loss=loss, jit_compile=jit_compile)
+        losses[jit_compile] = model.fit(prediction, label, batch_size=2, epochs=2, shuffle=False, verbose=0).history[
+            "loss"
+        ]
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
 
 
 @pytest.mark.parametrize("base", ["mse", "mae"])
@@ -219,6 +256,25 @@ def test_uncertain_labels_are_left_out_once_others_are_aligned(rng):
     assert costs[2:] == [0.0, 0.0]
     with pytest.raises(ValueError, match="uncertain='drop'"):
         tfalign.ShiftInvariantLoss(uncertain="drop")
+
+
+def test_none_is_left_out_where_nearly_all_would_be(rng):
+    """Else a network that cannot be registered yet would never learn: all cost nothing, for ever."""
+    label, prediction, _ = noisy_pair(rng, noise=0.02, size=24)
+    noise = rng.random(label.shape).astype(np.float32)
+    loss = tfalign.ShiftInvariantLoss(
+        "mae", max_shift=BOUND, uncertain="leave_out", min_confidence=0.5, warmup_steps=2, reduction="none"
+    )
+    costs = []
+    for labels in [noise] * 6 + [label] * 40 + [noise]:
+        variable = tf.Variable(prediction)
+        with tf.GradientTape() as tape:
+            value = loss(labels, variable)
+        tape.gradient(value, variable)
+        costs.append(value.numpy())
+    assert np.min(costs[:6]) > 0.1
+    assert loss.share_gated < 0.9
+    assert np.all(costs[-1] == 0.0)
 
 
 @pytest.mark.parametrize("run", ["eager", "graph", "xla"], indirect=True)

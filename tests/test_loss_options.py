@@ -11,6 +11,7 @@ import tfalign
 from tests import reference
 from tests.test_loss_geometry import made as made_transforms
 from tests.test_loss_geometry import turned_pair
+from tfalign import drift
 
 
 def dice(y_true, y_pred):
@@ -229,6 +230,29 @@ def test_anchors_tell_the_drift_and_stay(rng):
     np.testing.assert_allclose(loss_object.drift[:2], [0.0, -1.0], atol=0.1)
     in_place = np.abs(field[:, 10:26, 10:26] - prediction).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(loss, in_place, rtol=1e-5)
+
+
+@pytest.mark.parametrize("anchors", [8, 2])
+def test_of_labels_that_move_as_one_anchors_tell_the_drift_if_all_are(rng, anchors):
+    """The network lies 1 px right. Two anchors among labels that lie 4 px down stay, but do not tell it."""
+    field = rng.uniform(0.05, 0.95, (8, 40, 40, 1)).astype(np.float32)
+    prediction = field[:, 10:26, 9:25]
+    label = np.stack([one[3 + 4 * (n < anchors) : 25 + 4 * (n < anchors), 7:29] for n, one in enumerate(field)])
+    anchor = np.zeros_like(label)
+    anchor[:anchors] = 1.0
+    options = {"label_extras": ("anchor",), "pool": "batch", "warmup_steps": 0, "reduction": "none"}
+    loss_object = tfalign.ShiftInvariantLoss(max_shift=5, **options)
+    variable = tf.Variable(prediction)
+    for _ in range(6):
+        with tf.GradientTape() as tape:
+            loss = loss_object(np.concatenate([label, anchor], axis=-1), variable)
+        tape.gradient(loss, variable)
+    in_place = np.abs(field[:, 10:26, 10:26] - prediction).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(loss[:anchors], in_place[:anchors], rtol=1e-5)
+    is_pinned = drift.unpack(loss_object.state).anchored[0] > 0.0
+    assert is_pinned == (anchors == 8)
+    if is_pinned:
+        np.testing.assert_allclose(loss_object.drift[:2], [0.0, -1.0], atol=0.1)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

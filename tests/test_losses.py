@@ -1,11 +1,13 @@
 import keras
 import numpy as np
 import pytest
+import scipy.ndimage
 import tensorflow as tf
 
 import tfalign
 from tests import reference
 from tests.conftest import MODES, in_modes
+from tfalign import drift
 
 PIXEL_LOSSES = {
     "mae": lambda y, p: np.abs(y - p).mean(axis=-1),
@@ -293,6 +295,39 @@ def test_sample_weights(rng):
     for weight in (np.float32([0, 1, 2]), np.float32([[0], [1], [2]])):
         loss = tfalign.ShiftInvariantLoss(max_shift=3, reduction="sum")(label, prediction, weight)
         np.testing.assert_allclose(loss, each[1] + 2 * each[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("run", ["eager", "graph", "xla"], indirect=True)
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_a_label_of_weight_0_tells_nothing(rng, run, kind):
+    """Neither the drift nor, of a batch that moves as one, where the others lie; as if it had no values."""
+    field = scipy.ndimage.gaussian_filter(rng.standard_normal((8, 24, 24, 1)), (0, 1.5, 1.5, 0))
+    prediction = np.float32(field > 0) if kind is np.int32 else np.float32(field)
+    moved = [np.roll(one, (3, 0) if number < 5 else (0, 1), axis=(0, 1)) for number, one in enumerate(prediction)]
+    labels, weight = np.asarray(moved, kind), np.float32([0, 0, 0, 0, 0, 2, 1, 1])
+
+    def state_after(labels, weight, pool):
+        loss = tfalign.ShiftInvariantLoss("mae", max_shift=4, warmup_steps=0, pool=pool)
+
+        def step(y, p, w):
+            with tf.GradientTape() as tape:
+                tape.watch(p)
+                value = loss(y, p, w)
+            return value, tape.gradient(value, p)
+
+        for _ in range(3):
+            value, gradient = run(step, labels, prediction, weight)
+        return float(value), np.asarray(gradient), loss.state.numpy()
+
+    for pool in (None, "batch"):
+        told = state_after(labels, weight, pool)
+        unknown = np.where(weight[:, None, None, None] > 0, labels, np.nan).astype(np.float32)
+        for found, expected in zip(told, state_after(unknown, np.maximum(weight, 1), pool)):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(drift.unpack(told[2]).shift[:2], [0, 1], atol=0.3)
+        everyone = state_after(labels, np.ones(8, np.float32), pool)
+        assert drift.unpack(everyone[2]).shift[0] > 1
+    assert tfalign.ShiftInvariantLoss("mae", max_shift=4)(labels, prediction, 0.0) == 0.0
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (3, 3), (3, 12, 12, 1)])

@@ -18,7 +18,8 @@ from tfalign.ops import geometry, peak, spectral
 
 _LIKELIEST = 8  # shifts of which losses are averaged
 _ROUNDING = 1e-6  # of values: what they differ by is no texture
-_LEAST_WEIGHT = 0.5  # share of a pixel's shifts that must find a value
+_LEAST_SHARE = 0.5  # share of a pixel's shifts that must find a value
+_NEARLY_ALL = 0.9  # share of labels without which a network could not go on to learn
 
 
 class Placed(NamedTuple):
@@ -35,7 +36,7 @@ class Placed(NamedTuple):
     counts: tf.Tensor | None
 
 
-def place(found, network, part, search, *, least_confidence, is_ready=None):
+def place(found, network, part, search, *, least_confidence, is_ready=None, share_gated=None):
     """Where the labels of a batch are laid, a `Placed`.
 
     Args:
@@ -45,6 +46,7 @@ def place(found, network, part, search, *, least_confidence, is_ready=None):
         search: a `Search`.
         least_confidence: of a label that is known well enough.
         is_ready: a scalar boolean, whether labels are aligned by now; until then all stay in place. None: they are.
+        share_gated: of late labels, those known too little; where that is nearly all none is left out. None: it is not.
     """
     known = found.confidence >= tf.cast(least_confidence, found.confidence.dtype)
     moved = known if search.assignment == "hard" else tf.ones_like(known)
@@ -57,6 +59,8 @@ def place(found, network, part, search, *, least_confidence, is_ready=None):
     if is_ready is not None:
         moved &= is_ready
         counts = None if counts is None else counts | ~is_ready
+    if counts is not None and share_gated is not None:
+        counts |= share_gated > _NEARLY_ALL
     if search.assignment == "hard":
         return Placed(search.moves(found, network, moved), None, counts)
     moves, posterior = _spread(found, network, moved)
@@ -101,8 +105,9 @@ def _expected_loss(parts, moves, posterior, base, search):
         further = geometry.compose(moves, geometry.from_translation(shift))
         return _aligned_loss.loss_on_overlap(parts, further, base, search)
 
-    losses = tf.map_fn(loss_of, tf.transpose(shifts, [1, 0, 2]), fn_output_signature=parts.label.dtype)
-    return tf.reduce_sum(tf.transpose(losses) * shares, axis=1) / tf.reduce_sum(shares, axis=1)
+    # Not `tf.map_fn`: under XLA its loop cannot stack what the branches of a loss keep for the gradient.
+    losses = tf.stack([loss_of(shift) for shift in tf.unstack(shifts, axis=1)], axis=1)
+    return tf.reduce_sum(losses * shares, axis=1) / tf.reduce_sum(shares, axis=1)
 
 
 def _expected_label(parts, moves, posterior, base, search, max_shift):
@@ -110,16 +115,18 @@ def _expected_label(parts, moves, posterior, base, search, max_shift):
     shape = geometry.spatial_shape(parts.prediction)
     wide = [size + 2 * bound for size, bound in zip(shape, max_shift)]
     label, weight = _aligned_loss.laid_label(parts, moves, wide, base, search)
+    # A value counts as found however little it weighs.
+    shares = [weight] if parts.weight is None else [weight, tf.cast(weight > 0.0, weight.dtype)]
     sizes = [spectral.fast_size(size) for size in wide]
     kernel = spectral.spectrum(posterior[:, tf.newaxis], sizes)
-    weighted = tf.concat([spectral.channels_first(side) for side in (label * weight, weight)], axis=1)
+    weighted = tf.concat([spectral.channels_first(side) for side in (label * weight, *shares)], axis=1)
     spectra = spectral.spectrum(weighted, sizes)
     # Of the circular correlation the first values are those that wrap nothing.
-    both = spectral.inverse(tf.math.conj(kernel) * spectra, sizes, shape)
-    total, weight = both[..., :-1], tf.clip_by_value(both[..., -1:], 0.0, 1.0)
-    known = weight > _LEAST_WEIGHT
-    mean = tf.where(known, total / tf.where(known, weight, 1.0), 0.0)
-    return _aligned_loss.inside_range(mean, parts.label, parts.valid), tf.where(known, weight, 0.0)
+    sums = spectral.inverse(tf.math.conj(kernel) * spectra, sizes, shape)
+    total, *shares = tf.split(sums, [label.shape[-1], *[1] * len(shares)], axis=-1)
+    weight = tf.where(shares[-1] > _LEAST_SHARE, tf.clip_by_value(shares[0], 0.0, 1.0), 0.0)
+    mean = tf.math.divide_no_nan(tf.where(weight > 0.0, total, 0.0), weight)
+    return _aligned_loss.inside_range(mean, parts.label, parts.valid), weight
 
 
 def _spread(found, network, moved):

@@ -41,6 +41,20 @@ def checked_extras(label_extras):
     return names
 
 
+def weighted(y_true, sample_weight):
+    """Labels, those of weight 0 without values: they cost nothing, so they shall tell nothing either.
+
+    Args:
+        y_true: `(batch, ...)`.
+        sample_weight: a scalar, `(batch,)` or `(batch, 1)`.
+    """
+    label = _checks.floating(y_true, "y_true")
+    ones = tf.ones([tf.rank(label) - 1], tf.int32) if label.shape.rank is None else [1] * (label.shape.rank - 1)
+    counts = tf.reshape(tf.not_equal(sample_weight, 0), tf.concat([[-1], ones], axis=0))
+    unknown = tf.constant(np.nan, label.dtype)
+    return tf.ensure_shape(tf.where(counts, label, unknown), label.shape)
+
+
 def parts(y_true, y_pred, base, label_extras=()):
     """Takes a label apart.
 

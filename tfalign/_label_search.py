@@ -169,6 +169,12 @@ class Search(NamedTuple):
         bounds = bounds if isinstance(bounds, (list, tuple)) else (bounds,) * drift.AXES
         return drift.initial(bounds, max_rotation=self.max_rotation, max_scale=self.max_scale, max_shear=self.max_shear)
 
+    def alike(self, anchored):
+        """Anchors `(batch,)` that tell what was registered: of labels that move as one all of them or none."""
+        if anchored is None or self.pool is None:
+            return anchored
+        return tf.fill(tf.shape(anchored), tf.reduce_all(anchored))
+
     def moves(self, found, network, trusted):
         """The transforms `(batch, d+1, d+1)`, prediction -> label, by which labels are moved.
 

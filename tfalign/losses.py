@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfalign import _assignment, _checks, _keras, drift, linear_drift
 from tfalign._aligned_loss import joined
-from tfalign._label_parts import checked_extras, checked_groups, group_of_channels, parted, parts
+from tfalign._label_parts import checked_extras, checked_groups, group_of_channels, parted, parts, weighted
 from tfalign._label_search import Search, least_confidence
 from tfalign._one_output import OneOutput, checked_weight, refuse_mask
 from tfalign._pixel_loss import PixelLoss
@@ -160,14 +160,15 @@ class ShiftInvariantLoss(_keras.Loss):
             count, which is more exact. Never part of the loss.
         label_extras: names, in order, of channels that are appended to the label: "mask", a weight in [0, 1] that moves
             with the label; "anchor", 1 where the label is known to lie right (over half of its pixels): it is not
-            moved, and once there are anchors they alone tell the drift, whatever the mean of the other shifts.
+            moved, and once there are anchors they alone tell the drift, whatever the mean of the other shifts. With
+            `pool` anchor whole batches: an anchor among other labels stays, but cannot tell what it alone would.
         ignore_class: label pixels of this value do not count, as in maps of class ids or binary masks with 255 for
             unknown. By default that of the base, if it has one.
         min_confidence: a label whose shift is known with a lower probability is uncertain. "auto" follows the share of
             labels that lie in place, by their confidence, within 0.1 and 0.5: where most lie right an uncertain one had
             better stay, where few do it had better move.
-        uncertain: "stay" leaves such a label in place. With "leave_out" it costs nothing, once others are aligned;
-            constant labels count in any case, as they are the same wherever they lie.
+        uncertain: "stay" leaves such a label in place. With "leave_out" it costs nothing, once others are aligned, at
+            least a tenth of late ones; constant labels count in any case, as they are the same wherever they lie.
         warmup_steps: training steps on the labels as they lie; "auto" starts to align once the shifts are confident.
             The gradient counts by 0.3 until then, and rises to its full size over the next 100 steps.
         name, reduction, dtype: as in `keras.losses.Loss`; float32 or float64.
@@ -314,11 +315,12 @@ class ShiftInvariantLoss(_keras.Loss):
         self.state.assign(self._initial_state())
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        """The reduced loss; `sample_weight` is `(batch,)` or a scalar."""
+        """The reduced loss; `sample_weight` is `(batch,)` or a scalar. A label of weight 0 tells no drift either."""
         refuse_mask(y_pred)
         self._outputs.check(y_pred)
         if sample_weight is not None:
             sample_weight = checked_weight(sample_weight)
+            y_true = weighted(y_true, sample_weight)
         return super().__call__(y_true, y_pred, sample_weight)
 
     @_keras.without_autograph
@@ -335,7 +337,7 @@ class ShiftInvariantLoss(_keras.Loss):
                 gradient_shares.append(drift.gradient_share(state.ready[0]))
             network = self._network(state, found.translation) if self.center else None
             least = least_confidence(self._search.min_confidence, state.in_place[0])
-            how = {"least_confidence": least, "is_ready": is_ready}
+            how = {"least_confidence": least, "is_ready": is_ready, "share_gated": state.gated[0]}
             places.append(_assignment.place(found, network, part, self._search, **how))
             sums = drift.batch_sums(
                 found.translation,
@@ -343,7 +345,7 @@ class ShiftInvariantLoss(_keras.Loss):
                 min_confidence=least,
                 mean=state.mean,
                 max_shift=self._search.window(part, inner),
-                anchored=part.anchored,
+                anchored=self._search.alike(part.anchored),
                 linear=linear_drift.parameters(found.transform) if self._search.turns else None,
             )
             told.append(sums)

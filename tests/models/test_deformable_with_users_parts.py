@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfalign
+from tests.models.test_deformable import bending as bent
 from tests.models.test_deformable import small, warper
 from tfalign import drift
 from tfalign.models import DeformableModel
@@ -87,6 +88,26 @@ def test_samples_have_their_own_weights_where_a_loss_gives_one_value_for_each(rn
         weight[kept] = 2
         np.testing.assert_allclose(both(sample_weight=weight), both([kept]), rtol=1e-5)
     assert np.all(np.abs(both([0]) - both([1])) > 1e-3)
+
+
+@pytest.mark.parametrize("with_search", [False, True])
+def test_a_sample_of_weight_0_tells_no_drift(rng, with_search):
+    """Nor does one whose label has no values, whatever the warp network makes of it."""
+    x = pictures(rng)
+    labels, unknown = np.array(x), np.array(x)
+    labels[0] = np.roll(x[0], 2, axis=0)
+    unknown[0] = np.nan
+    states = []
+    for samples, y, weight in ((1, labels, [0, 1]), (0, labels, [0, 1]), (0, unknown, [1, 1]), (0, labels, [1, 1])):
+        loss = tfalign.ShiftInvariantLoss("mae", max_shift=2, warmup_steps=0) if with_search else "mae"
+        model = bending(convolved(), loss)
+        for network in (model.warp_network, model.warp_network_twin):
+            bent(network)
+        model.train_on_batch(x[samples:], y[samples:], sample_weight=np.float32(weight[samples:]))
+        states.append(drift.unpack(tf.convert_to_tensor(model.drift_state)).shift.numpy())
+    np.testing.assert_allclose(states[1], states[0], atol=1e-5)
+    np.testing.assert_allclose(states[2], states[0], atol=1e-5)
+    assert np.max(np.abs(states[3] - states[0])) > 1e-3
 
 
 def test_what_a_mask_leaves_out_does_not_matter(rng):

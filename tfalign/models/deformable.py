@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks, drift
+from tfalign._label_parts import weighted
 from tfalign._one_output import checked_weight, refuse_mask
 from tfalign.models._bent_labels import COUNTS, Labels, Task, checked_warp_loss, mean_loss, where_known
 from tfalign.models._equivariance import EQUIVARIANCES, moved_alike
@@ -236,6 +237,7 @@ class DeformableModel(keras.Model):
         if sample_weight is not None:
             sample_weight = checked_weight(sample_weight)
             sample_weight = sample_weight[:, 0] if sample_weight.shape.rank == 2 else sample_weight
+            y = weighted(y, sample_weight)
         refuse_mask(y_pred)
         prediction = _single(y_pred)
         labels = Labels.of(y, prediction, task)
@@ -252,7 +254,8 @@ class DeformableModel(keras.Model):
         if self.stop_gradient and self._twins.all_frozen(self.warp_network_twin):
             bent = tf.stop_gradient(bent)
         warms_up = task.search is None and self.warmup_steps > 0
-        prediction = self._updating_on_backward(prediction, displacements.transformed(bent, moves), warms_up)
+        is_known = tf.reduce_any(labels.valid > 0.0, axis=list(range(1, prediction.shape.rank)))
+        prediction = self._updating_on_backward(prediction, displacements.transformed(bent, moves), is_known, warms_up)
         label, compared = self._compared(labels, prediction, bent, self._centered(moves), task)
         weight = sample_weight
         if task.search is None and weight is not None and weight.shape.rank == 1:
@@ -336,11 +339,12 @@ class DeformableModel(keras.Model):
         back = geometry.from_translation(-tf.cast(offset[tf.newaxis], moves.dtype))
         return geometry.compose(back, moves)
 
-    def _updating_on_backward(self, prediction, displacement, warms_up):
+    def _updating_on_backward(self, prediction, displacement, is_known, warms_up):
         """The identity; its gradient counts the step and follows the mean displacement, so that evaluation does not."""
         share = self._warmup_share() if warms_up else tf.ones([])
         means = tf.stop_gradient(tf.reduce_mean(displacement, axis=list(range(1, displacement.shape.rank - 1))))
-        sums = drift.batch_sums(means, tf.ones_like(means[:, 0]), min_confidence=0.0)
+        # A label without values tells no displacement.
+        sums = drift.batch_sums(means, tf.cast(is_known, means.dtype), min_confidence=0.0)
 
         @tf.custom_gradient
         def identity(values):
