@@ -5,7 +5,7 @@ import pytest
 import scipy.ndimage
 import tensorflow as tf
 
-from tfalign.data import offset_check
+from tfalign.data import offset, offset_check
 
 
 def pairs(rng, *, mean, count=24, size=40, margin=8, rank=2, spread=3):
@@ -57,10 +57,37 @@ def test_class_maps_colours_masks_and_holes(rng):
     mask = (rng.random(labels.shape) < 0.9).astype(np.float32)
     spoilt = np.where(mask > 0, labels, 50.0)
     masked = np.concatenate([spoilt, mask], axis=-1)
-    for one, options in ((classes, {}), (holed, {}), (masked, {"label_extras": ("mask",)})):
+    unknown = np.where(rng.random(classes.shape) < 0.02, 255, classes)
+    told = [(classes, {}), (unknown, {"ignore_class": 255}), (holed, {})]
+    told += [(masked, {"label_extras": extras}) for extras in (("mask",), "mask")]
+    for one, options in told:
         with pytest.warns(UserWarning, match="px down"):
             found = offset_check((colour, one), **options)
         np.testing.assert_allclose(found.offset, [3, 0], atol=0.4)
+
+
+def test_what_does_not_fit_is_refused(rng):
+    inputs, labels = pairs(rng, mean=(0, 0), count=4)
+    for options, text in (
+        ({"label_extras": ("weight",)}, r'`label_extras` must name "mask" and "anchor"'),
+        ({"label_extras": ("mask",)}, r"`labels` must have channels beside their extras.*\(4, 56, 56, 1\)"),
+        ({"min_confidence": 2}, "`min_confidence` must be"),
+        ({"min_confidence": "auto"}, "`min_confidence` must be"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=text):
+            offset_check((inputs, labels), **options)
+
+
+def test_a_few_labels_at_a_time_are_registered(rng, monkeypatch):
+    """A pair of arrays is one batch of any size."""
+    sizes, register = [], offset.register
+    monkeypatch.setattr(
+        offset,
+        "register",
+        lambda fixed, *more, **options: sizes.append(len(fixed)) or register(fixed, *more, **options),
+    )
+    assert offset_check(pairs(rng, mean=(0, 0), count=40), count=35).examined == 35
+    assert sizes == [16, 16, 3]
 
 
 def test_signals(rng):

@@ -8,11 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
+from tfalign._label_parts import checked_extras
 from tfalign.ops.registration import register, valid_pixels
 
 _LEAST_OFFSET = 0.5  # px
 _LEAST_ERRORS = 3.0  # standard errors
 _FEWEST = 8  # labels
+_AT_A_TIME = 16  # labels are registered
 _MOST_PAIRS = 12  # of an input and a label channel
 _DIRECTIONS = {
     1: (("later", "earlier"),),
@@ -39,7 +41,7 @@ class OffsetCheck(NamedTuple):
     warning: str | None
 
 
-def offset_check(dataset, *, max_shift=8, count=256, min_confidence=0.5, label_extras=()):
+def offset_check(dataset, *, max_shift=8, count=256, min_confidence=0.5, label_extras=(), ignore_class=None):
     """Registers labels to their *inputs*, by mutual information, and warns where all are off in the same direction.
 
     A common offset is the one misalignment that `ShiftInvariantLoss` cannot undo: labels that all lie 3 px right of
@@ -53,18 +55,21 @@ def offset_check(dataset, *, max_shift=8, count=256, min_confidence=0.5, label_e
         count: at most so many labels are looked at.
         min_confidence: a shift that is known with a lower probability does not count.
         label_extras: as of the loss; the last channels of the labels.
+        ignore_class: label pixels of this value do not count.
 
     Returns:
         An `OffsetCheck`. Its warning is also given by `warnings.warn` where on some axis the offset exceeds half a
         pixel and three standard errors.
 
     Raises:
-        ValueError: there is no label, or shapes do not fit.
+        TypeError, ValueError: an option is out of range, there is no label, or shapes do not fit.
     """
     count = _checks.whole_number("count", count, at_least=1)
+    min_confidence = _checks.number("min_confidence", min_confidence, at_least=0.0, at_most=1.0)
+    label_extras = checked_extras(label_extras)
     found, examined = [], 0
     for inputs, labels in _batches(dataset, count):
-        shifts, confidence = _registered(inputs, labels, max_shift, label_extras)
+        shifts, confidence = _registered(inputs, labels, max_shift, label_extras, ignore_class)
         examined += len(shifts)
         found.append(shifts[confidence >= min_confidence])
     if not examined:
@@ -83,18 +88,20 @@ def offset_check(dataset, *, max_shift=8, count=256, min_confidence=0.5, label_e
 
 
 def _batches(dataset, count):
-    """Pairs of inputs and labels, up to `count` of them."""
+    """Pairs of inputs and labels, up to `count` of them, a few at a time."""
     if isinstance(dataset, (tuple, list)):
         dataset = [dataset]
     for inputs, labels, *_ in dataset:
-        inputs, labels = tf.convert_to_tensor(inputs)[:count], tf.convert_to_tensor(labels)[:count]
+        inputs, labels = inputs[:count], labels[:count]
         count -= len(inputs)
-        yield inputs, labels
+        for start in range(0, len(inputs), _AT_A_TIME):
+            part = slice(start, start + _AT_A_TIME)
+            yield tf.convert_to_tensor(inputs[part]), tf.convert_to_tensor(labels[part])
         if count <= 0:
             return
 
 
-def _registered(inputs, labels, max_shift, label_extras):
+def _registered(inputs, labels, max_shift, label_extras, ignore_class):
     """Shifts `(batch, d)` of labels against inputs, and their confidence, NumPy."""
     inputs = _checks.floating(inputs, "inputs")
     _checks.spatial_rank("inputs", inputs)
@@ -102,8 +109,13 @@ def _registered(inputs, labels, max_shift, label_extras):
         labels = labels[..., tf.newaxis]
     labels, mask = _checks.floating(labels, "labels"), None
     if label_extras:
+        if labels.shape[-1] <= len(label_extras):
+            received = {"labels.shape": _checks.shape_of(labels), "label_extras": label_extras}
+            raise ValueError(_checks.message("`labels` must have channels beside their extras.", received))
         extras = dict(zip(label_extras, tf.unstack(labels[..., -len(label_extras) :], axis=-1)))
         labels, mask = labels[..., : -len(label_extras)], extras.get("mask")
+    if ignore_class is not None:
+        labels = tf.where(tf.equal(labels, float(ignore_class)), np.nan, labels)
     labels, mask = valid_pixels(labels, mask, "labels")
     pairs = list(itertools.product(_telling(inputs, labels), _telling(labels, inputs)))
     fixed, moving = (tf.gather(side, channels, axis=-1) for side, channels in zip((inputs, labels), zip(*pairs)))

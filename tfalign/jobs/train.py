@@ -70,7 +70,7 @@ def _check_offset(folder, data, config, announce):
         batches = run_data.every_batch(data.cache, "train", config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it is announced
-            found = offset_check(batches, max_shift=config.max_shift)
+            found = offset_check(batches, max_shift=config.max_shift, ignore_class=run_data.ignored_class(config))
         numbers = {name: [float(value) for value in getattr(found, name)] for name in ("offset", "standard_error")}
         known = numbers if found.labels and np.all(np.isfinite(found.offset)) else {}
         told = {**known, "labels": found.labels, "examined": found.examined, "warning": found.warning}
