@@ -253,6 +253,11 @@ def test_tensorboard_takes_the_logs(data, tmp_path):
         (lambda: tfalign.callbacks.AlignmentLog(every=0), ValueError, "`every` must be >= 1.*every=0"),
         (lambda: tfalign.callbacks.AlignmentLog(worst=1.5), TypeError, "`worst`.*1.5"),
         (lambda: tfalign.callbacks.AlignmentLog(dataset=np.zeros(3)), TypeError, "`dataset` must be.*ndarray"),
+        (
+            lambda: tfalign.callbacks.AlignmentLog(dataset=tf.data.Dataset.range(3).repeat()),
+            ValueError,
+            r"`dataset` must end.*take",
+        ),
         (lambda: tfalign.callbacks.StopBelow("low"), TypeError, "`threshold` must be a number.*'low'"),
         (lambda: tfalign.callbacks.StopConverged(window=1), ValueError, "`window` must be >= 2.*window=1"),
         (lambda: tfalign.callbacks.StopConverged(tolerance=-1), ValueError, "`tolerance` must be >= 0"),
@@ -270,6 +275,35 @@ def test_what_a_data_set_needs(data):
     log = tfalign.callbacks.AlignmentLog(dataset=data, max_shift=2, ids=["one"])
     with pytest.raises(ValueError, match=r"`ids` must name every label.*ids=1, labels=4"):
         model.fit(*data, callbacks=[log], verbose=0)
+    nothing = tf.data.Dataset.from_tensor_slices(data).batch(2).take(0)
+    with pytest.raises(ValueError, match="`dataset` must hold labels"):
+        model.fit(*data, callbacks=[tfalign.callbacks.AlignmentLog(dataset=nothing, max_shift=2)], verbose=0)
+
+
+def test_the_folder_of_the_file_is_made(data, tmp_path):
+    log = tfalign.callbacks.AlignmentLog(file=tmp_path / "logs" / "new" / "log.csv")
+    given("mae").fit(*data, callbacks=[log], verbose=0)
+    assert (tmp_path / "logs" / "new" / "log.csv").exists()
+
+
+def test_another_bound_does_not_change_the_gate(rng):
+    """It is that of the loss, as far as it has come."""
+    inputs, labels = shifted(rng)
+    labels = labels + np.float32(rng.standard_normal(labels.shape))
+    loss = tfalign.ShiftInvariantLoss(max_shift=2)
+    model = given(loss)
+    state = drift.unpack(tf.convert_to_tensor(loss.state))
+    shares = []
+    for in_place in (0.0, 0.5):
+        loss.state.assign(drift.pack(state._replace(in_place=tf.fill([3], in_place))))
+        log = tfalign.callbacks.AlignmentLog(dataset=(inputs, labels), max_shift=6)
+        log.set_model(model)
+        log.on_train_begin()
+        log.on_epoch_end(0)
+        confidence = np.array([row["confidence"] for row in log.labels])
+        np.testing.assert_array_equal([row["gated"] for row in log.labels], confidence < max(in_place, 0.1))
+        shares.append(np.mean(confidence < max(in_place, 0.1)))
+    assert shares[0] < shares[1]
 
 
 # Stopping.

@@ -90,13 +90,15 @@ class AlignmentLog(keras.callbacks.Callback):
         self._registering: list[tuple] = []
 
     def on_train_begin(self, logs=None):
-        """Forgets what a former `fit` found."""
+        """Forgets what a former `fit` found; makes the folder of the file."""
         self._rows, self._latest, self._registering = None, None, []
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
         if self.dataset is not None:
             # Traced once for each size, and anew for each fit: the model may have another loss.
             self._predict = tf.function(self._predicted, reduce_retracing=True)
             self._registering = [
-                (prefix, key, tf.function(labels_of.registering(loss), autograph=False, reduce_retracing=True))
+                (prefix, key, self._traced(loss))
                 for prefix, key, loss in _registering_losses(self.model.loss, self.max_shift)
             ]
 
@@ -118,6 +120,10 @@ class AlignmentLog(keras.callbacks.Callback):
             self._rows.append({"epoch": epoch, **told})
             _write(self.file, self._rows, self.labels)
 
+    def _traced(self, loss):
+        registering = labels_of.registering(loss, self.max_shift)
+        return tf.function(registering, autograph=False, reduce_retracing=True)
+
     def _predicted(self, inputs):
         return self.model(inputs, training=False)
 
@@ -132,6 +138,8 @@ class AlignmentLog(keras.callbacks.Callback):
                 pair = (_of_output(part, key, names) for part in (labels, predictions))
                 batches.append(tf.nest.map_structure(np.asarray, register(*pair)))
             ids += _ids(more, count=len(found[0][-1][0]["score"]), first=len(ids))
+        if not ids:
+            raise ValueError(_checks.message("`dataset` must hold labels.", {"labels": 0}))
         if self.ids is not None:
             if len(self.ids) != len(ids):
                 received = {"ids": len(self.ids), "labels": len(ids)}
@@ -267,15 +275,10 @@ def _aligning_losses(losses):
 
 
 def _registering_losses(losses, max_shift):
-    """The same, of what registers a data set, with the bound that replaces theirs."""
+    """The same, of what registers a data set."""
     found = _aligning_losses(losses)
-    if max_shift is not None:
-        found = [
-            (prefix, key, ShiftInvariantLoss.from_config({**loss.get_config(), "max_shift": max_shift}))
-            for prefix, key, loss in found
-        ]
-        if not found and not isinstance(losses, (dict, list, tuple)):
-            found = [("", None, ShiftInvariantLoss(losses, max_shift=max_shift))]
+    if not found and max_shift is not None and not isinstance(losses, (dict, list, tuple)):
+        found = [("", None, ShiftInvariantLoss(losses, max_shift=max_shift))]
     if not found:
         raise ValueError(
             _checks.message(
@@ -302,7 +305,17 @@ def _state_of(loss):
 
 def _batches(dataset):
     """A data set of batches, or None."""
-    if dataset is None or isinstance(dataset, tf.data.Dataset):
+    if dataset is None:
+        return None
+    if isinstance(dataset, tf.data.Dataset):
+        if int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                _checks.message(
+                    "`dataset` must end: all of it is registered after an epoch.",
+                    {"dataset": dataset},
+                    "Leave `repeat` out, or name the number of batches: dataset.take(...).",
+                )
+            )
         return dataset
     if not isinstance(dataset, (list, tuple)) or len(dataset) != 2:
         raise TypeError(

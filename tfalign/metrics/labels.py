@@ -13,15 +13,18 @@ from tfalign.ops import geometry
 _AXES = {1: ("sample",), 2: ("row", "col"), 3: ("plane", "row", "col")}
 
 
-def registering(loss):
+def registering(loss, max_shift=None):
     """A function of labels and predictions that registers them as `loss`, a `ShiftInvariantLoss`, does.
+
+    `max_shift` is searched in place of what the loss does, if given.
 
     It returns a dict for each group of channels: "transform" `(batch, d+1, d+1)`, and `(batch,)` "score", "confidence",
     "overlap", and as booleans "at_bound" (the shift lies on the bound of the search) and "gated" (known too little to
     be moved).
     """
     config = loss.get_config()
-    search = Search(**{name: config[name] for name in Search._fields})
+    bound = {} if max_shift is None else {"max_shift": max_shift}
+    search = Search.checked(**{name: config[name] for name in Search._fields} | bound)
     base = PixelLoss.resolved(loss.base, loss.ignore_class)
 
     def registered(label, prediction):
