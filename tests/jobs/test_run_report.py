@@ -195,6 +195,7 @@ def test_worst_labels_are_ranked():
         label("right"),
         label("blank corner", confidence=0.1),
         label("blank corner", start=(0, 32), shift=(0, 1)),
+        *(label(f"blank {number}", confidence=0.0) for number in range(2)),
         label("unknown", confidence=0.2),
         label("at the bound", shift=(0, 8)),
         *(label("bent", shift=(0, side), start=(0, place)) for place, side in ((0, -2), (32, 0), (64, 2))),
@@ -202,7 +203,17 @@ def test_worst_labels_are_ranked():
     labels = misalignment.labels_of(rows)
     found = misalignment.worst(labels, max_shift=8, decisions={})
     whys = {one.label.file: one.why for one in reversed(found)}
-    assert list(reversed(whys)) == ["unknown", "at the bound", "bent", "far", "blank corner", "right"]
+    assert list(reversed(whys)) == [
+        "unknown",
+        "at the bound",
+        "bent",
+        "far",
+        "blank corner",
+        "right",
+        "blank 0",
+        "blank 1",
+    ]
+    assert whys["blank 0"] == "nothing to align by"
     assert whys["unknown"] == "could not be told"
     assert whys["at the bound"] == "at the bound of the search"
     assert whys["bent"] == "disagrees with its file"

@@ -127,6 +127,7 @@ def worst(labels, *, max_shift, decisions):
     """The labels to look at first, at most 50: one for each file, or more where there are few files.
 
     A patch that could not be told counts only where no patch of its file could: a blank corner is no reason to look.
+    Labels that show nothing, as blank ones, come last.
 
     Args:
         labels: `Label`s.
@@ -269,6 +270,8 @@ def _least_score(labels):
 
 def _badness(label, file, max_shift, least_score):
     """`(rank, why)`, higher is worse."""
+    if label.confidence <= 0.0:
+        return -1.0, "nothing to align by"
     if not label.is_sure:
         return 4.0 - label.confidence, "could not be told"
     if label.score < least_score:
