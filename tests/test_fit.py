@@ -217,6 +217,18 @@ def test_weights_files_keep_the_state(data, tmp_path):
     np.testing.assert_array_equal(other.loss.state, model.loss.state)
 
 
+def test_a_state_of_other_groups_is_not_taken_and_said(data, tmp_path):
+    model, _ = trained(data)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = network()
+    other.compile("adam", loss=tfalign.ShiftInvariantLoss(groups=[(0,)]))
+    with pytest.warns(UserWarning, match="of other `groups` than this loss has"):
+        other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.loss.state, tfalign.ShiftInvariantLoss(groups=[(0,)]).state)
+    for mine, theirs in zip(other.get_weights(), model.get_weights()):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_reset_state_makes_the_loss_new(data):
     model, _ = trained(data)
     assert model.loss.is_ready or model.loss.confidence > 0

@@ -461,6 +461,13 @@ def test_config_round_trip(base):
         ({"fill": "excluded_mean"}, ValueError, "needs a `crop`.*fill='excluded_mean', crop=0"),
         ({"label_extras": ("masks",)}, ValueError, r'`label_extras` must name "mask" and "anchor".*masks'),
         ({"label_extras": ("mask", "mask")}, ValueError, "each at most once"),
+        ({"label_extras": None}, ValueError, "each at most once.*label_extras=None"),
+        ({"label_extras": [["mask"]]}, ValueError, "each at most once"),
+        ({"groups": 3}, ValueError, "`groups` must name each channel once.*groups=3"),
+        ({"groups": [("a",)]}, ValueError, "`groups` must name each channel once.*'a'"),
+        ({"max_scale": 20}, ValueError, "`max_scale` must be >= 0.0 and <= 9.0.*max_scale=20"),
+        ({"ignore_class": "void"}, TypeError, "`ignore_class` must be a number.*'void'"),
+        ({"base": tfalign.ShiftInvariantLoss()}, TypeError, "`base` must be a loss that aligns nothing itself"),
         ({"reduction": "median"}, ValueError, "reduction='median'"),
     ],
 )
@@ -483,6 +490,18 @@ def test_bad_options(options, error, text):
         ),
         ((2, 8, 8, 2), (2, 8, 8, 2), {"label_extras": ("mask",)}, r"its channels, and one of \"mask\".*\(2, 8, 8, 2\)"),
         ((2, 8, 8, 2), (2, 8, 8, 2), {"groups": [(0,)]}, r"`groups` must name each channel once.*channels=2"),
+        (
+            (2, 8, 8, 2),
+            (2, 8, 8, 2),
+            {"drift": np.zeros(3, np.float32)},
+            r"`drift` must be one number per spatial axis.*drift.shape=\(3,\).*loss.drift\[:2\]",
+        ),
+        (
+            (2, 8, 8, 2),
+            (2, 8, 8, 2),
+            {"drift": [1.0]},
+            r"`drift` must be one number per spatial axis.*drift.shape=\(1,\)",
+        ),
         ((2, 8, 8, 2), (2, 8, 8, 2), {"crop": 4}, r"`crop` must leave something.*crop=4.*\(2, 8, 8, 2\)"),
     ],
 )

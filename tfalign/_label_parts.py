@@ -32,13 +32,14 @@ class Parts(NamedTuple):
 
 def checked_extras(label_extras):
     """`label_extras` as a tuple of known names, each once."""
-    names = (label_extras,) if isinstance(label_extras, str) else tuple(label_extras)
-    if len(set(names)) != len(names) or not set(names) <= set(EXTRAS):
+    names = (label_extras,) if isinstance(label_extras, str) else label_extras
+    is_known = isinstance(names, (list, tuple)) and all(name in EXTRAS for name in names)
+    if not is_known or len(set(names)) != len(names):
         known = " and ".join(f'"{name}"' for name in EXTRAS)
         raise ValueError(
             _checks.message(f"`label_extras` must name {known}, each at most once.", {"label_extras": label_extras})
         )
-    return names
+    return tuple(names)
 
 
 def weighted(y_true, sample_weight):
@@ -134,8 +135,9 @@ def checked_groups(groups, base):
                 'Categorical losses compare all channels at once: leave `groups` out, or use "binary_crossentropy".',
             )
         )
-    named = [int(channel) for group in groups for channel in np.ravel(group)]
-    return tuple(map(tuple, registration.checked_groups(groups, max(named, default=-1) + 1)))
+    lists = groups if isinstance(groups, (list, tuple, np.ndarray)) else []
+    count = sum(np.size(group) for group in lists)
+    return tuple(map(tuple, registration.checked_groups(groups, count)))
 
 
 def parted(whole, groups):

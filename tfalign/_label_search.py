@@ -58,7 +58,7 @@ class Search(NamedTuple):
         return cls(
             max_shift=max_shift,
             max_rotation=_checks.number("max_rotation", max_rotation, at_least=0.0, at_most=180.0),
-            max_scale=_checks.number("max_scale", max_scale, at_least=0.0),
+            max_scale=_checks.number("max_scale", max_scale, at_least=0.0, at_most=registration.LARGEST_SCALE),
             max_shear=_checks.number("max_shear", max_shear, at_least=0.0, at_most=45.0),
             similarity=_checks.choice("similarity", others["similarity"], (*registration.SIMILARITIES, "base")),
             subpixel=bool(subpixel),

@@ -34,6 +34,8 @@ class PixelLoss(NamedTuple):
 
     @classmethod
     def resolved(cls, base, ignore_class=None, *, name="base"):
+        if ignore_class is not None:
+            ignore_class = _checks.number("ignore_class", ignore_class)
         if not (isinstance(base, (str, keras.losses.Loss)) or callable(base)) or isinstance(base, type):
             raise TypeError(
                 _checks.message(

@@ -1,5 +1,7 @@
 """The loss that aligns each label to the network's own prediction first, then compares them."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -91,7 +93,7 @@ def shift_invariant_loss(
     whole = parts(y_true, y_pred, pixel_loss, checked_extras(label_extras))
     network = None
     if drift is not None:
-        network = tf.cast(drift, whole.prediction.dtype)[tf.newaxis]
+        network = _checked_drift(drift, whole.prediction)[tf.newaxis]
         if network.shape.rank == 2:
             network = geometry.from_translation(network if search.interpolates else tf.round(network))
     losses = []
@@ -102,6 +104,20 @@ def shift_invariant_loss(
         place = _assignment.place(found, network, part, search, least_confidence=least)
         losses.append(_assignment.loss_there(part._replace(prediction=inner), place, pixel_loss, search))
     return joined(losses, groups, whole.prediction)
+
+
+def _checked_drift(drift, prediction):
+    """Pixels, one per spatial axis, or a transform, in the type of the prediction."""
+    drift, rank = tf.cast(drift, prediction.dtype), prediction.shape.rank - 2
+    if not any(drift.shape.is_compatible_with(shape) for shape in ([rank], [rank + 1, rank + 1])):
+        raise ValueError(
+            _checks.message(
+                "`drift` must be one number per spatial axis, or a transform (d+1, d+1).",
+                {"drift.shape": _checks.shape_of(drift), "y_pred.shape": _checks.shape_of(prediction)},
+                "That of a loss has three: loss.drift[:2] for pictures.",
+            )
+        )
+    return drift
 
 
 @keras.saving.register_keras_serializable(package="tfalign")
@@ -224,6 +240,11 @@ class ShiftInvariantLoss(_keras.Loss):
             min_confidence=min_confidence,
             uncertain=uncertain,
         )
+        if isinstance(base, ShiftInvariantLoss):
+            remedy = "Give the loss that the other was given."
+            raise TypeError(
+                _checks.message("`base` must be a loss that aligns nothing itself.", {"base": base}, remedy)
+            )
         if warmup_steps != "auto":
             _checks.whole_number("warmup_steps", warmup_steps, at_least=0, remedy='Or "auto".')
         super().__init__(name=name, reduction=reduction, dtype=dtype)
@@ -243,7 +264,8 @@ class ShiftInvariantLoss(_keras.Loss):
         """The variable that holds the drift filter, made on first use (see `tfalign.drift`).
 
         `.keras` and `.weights.h5` files hold it, and so does the `BackupAndRestore` of Keras 3; with Keras 2 add it to
-        a `tf.train.Checkpoint(model=model, alignment=loss.state)`.
+        a `tf.train.Checkpoint(model=model, alignment=loss.state)`. Weights of several outputs are read into losses in
+        the order in which both models were compiled. A persistent tape that is asked twice counts two steps.
         """
         if self._state is None:
             # Lifted out of any traced function; a strategy mirrors it, and each replica then assigns the same value.
@@ -394,8 +416,15 @@ class ShiftInvariantLoss(_keras.Loss):
 
     def load_own_variables(self, store):
         """Takes the drift filter from a Keras file; one without it leaves the state as it is."""
-        if "drift" in store.keys():  # noqa: SIM118 - the store has no __contains__
-            self.state.assign(store["drift"])
+        if "drift" not in store.keys():  # noqa: SIM118 - the store has no __contains__
+            return
+        kept = np.asarray(store["drift"])
+        if kept.shape != tuple(self.state.shape):
+            warnings.warn(
+                f"The file's drift is of other `groups` than this loss has ({self.groups}): it stays new.", stacklevel=2
+            )
+            return
+        self.state.assign(kept)
 
     def get_config(self):
         """The arguments of the constructor."""

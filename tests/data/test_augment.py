@@ -89,7 +89,9 @@ def test_class_maps_and_unknown_sizes_in_a_data_set(rng):
 @pytest.mark.parametrize(
     ("inputs", "label", "options", "text"),
     [
-        ((4, 4, 1), (4, 1), {}, r"rank of `inputs`.*label.shape=\(4, 1\)"),
+        ((4, 4, 1), (4, 4, 1), {"seed": 3}, r"`seed` must be two whole numbers.*seed.shape=\(\)"),
+        ((4, 4, 1), (4, 4, 1), {"axes": 2}, r"0 to 1. Received: axes=\(2,\)"),
+        ((4, 4, 1), (4, 1), {}, r"one known rank.*label.shape=\(4, 1\)"),
         ((4, 4, 1), (7, 6, 1), {}, r"even number of pixels.*label.shape=\(7, 6, 1\).*margin"),
         ((4, 4, 1), (4, 4, 1), {"axes": (2,)}, r"0 to 1. Received: axes=\(2,\)"),
         ((4, 6, 1), (4, 6, 1), {"quarter_turns": True}, r"square.*inputs.shape=\(4, 6, 1\)"),
@@ -99,4 +101,13 @@ def test_class_maps_and_unknown_sizes_in_a_data_set(rng):
 )
 def test_mistakes_are_named(inputs, label, options, text):
     with pytest.raises(ValueError, match=text):
-        flips(np.zeros(inputs), np.zeros(label), [0, 0], **options)
+        flips(np.zeros(inputs), np.zeros(label), **{"seed": [0, 0], **options})
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "text"),
+    [(None, {}, "one known rank.*set_shape"), ((None, None, 1), {"quarter_turns": True}, "square")],
+)
+def test_what_must_be_known_is_named(shape, options, text):
+    with pytest.raises(ValueError, match=text):
+        tf.function(lambda one: flips(one, one, [0, 0], **options)).get_concrete_function(tf.TensorSpec(shape))

@@ -4,9 +4,12 @@ A misalignment that is common to all labels does not commute with a flip: over f
 network has no reason to follow it.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from tfalign import _checks
+
+_NAMED = "Name sizes that TensorFlow does not know, as after a `py_function`: tensor.set_shape([64, 64, 3])."
 
 
 def flips(inputs, label, seed, *, axes=None, quarter_turns=False):
@@ -31,9 +34,9 @@ def flips(inputs, label, seed, *, axes=None, quarter_turns=False):
         ValueError: ranks differ, sizes known to differ by an odd number, axes out of range, or turns of what is not
             square.
     """
-    inputs, label = tf.convert_to_tensor(inputs), tf.convert_to_tensor(label)
-    rank = inputs.shape.rank - 1
-    axes = tuple(range(rank)) if axes is None else tuple(axes)
+    inputs, label, seed = (tf.convert_to_tensor(one) for one in (inputs, label, seed))
+    rank = _rank(inputs, label, seed)
+    axes = tuple(range(rank)) if axes is None else tuple(np.ravel(axes).tolist())
     _check(inputs, label, rank, axes, quarter_turns)
     draws = tf.random.stateless_uniform([rank + 1], seed, 0, 4, dtype=tf.int32)
 
@@ -47,11 +50,23 @@ def flips(inputs, label, seed, *, axes=None, quarter_turns=False):
     return moved(inputs), moved(label)
 
 
+def _shapes(inputs, label):
+    return {"inputs.shape": _checks.shape_of(inputs), "label.shape": _checks.shape_of(label)}
+
+
+def _rank(inputs, label, seed):
+    """The number of spatial axes of both."""
+    if inputs.shape.rank is None or label.shape.rank != inputs.shape.rank:
+        requirement = "`inputs` and `label` must have one known rank, (*spatial, channels)."
+        raise ValueError(_checks.message(requirement, _shapes(inputs, label), _NAMED))
+    if not seed.shape.is_compatible_with([2]):
+        raise ValueError(_checks.message("`seed` must be two whole numbers.", {"seed.shape": _checks.shape_of(seed)}))
+    return inputs.shape.rank - 1
+
+
 def _check(inputs, label, rank, axes, quarter_turns):
     """Refuses what cannot be flipped or turned about one centre."""
-    shapes = {"inputs.shape": _checks.shape_of(inputs), "label.shape": _checks.shape_of(label)}
-    if label.shape.rank != rank + 1:
-        raise ValueError(_checks.message("`label` must have the rank of `inputs`.", shapes))
+    shapes = _shapes(inputs, label)
     if not set(axes) <= set(range(rank)):
         raise ValueError(_checks.message(f"`axes` must be spatial axes, 0 to {rank - 1}.", {"axes": axes}))
     pairs = list(zip(inputs.shape[:-1], label.shape[:-1]))
@@ -61,6 +76,6 @@ def _check(inputs, label, rank, axes, quarter_turns):
         raise ValueError(_checks.message("Sizes must differ by an even number of pixels.", shapes, remedy))
     if not quarter_turns:
         return
-    squares = [rank == 2 and shape[0] == shape[1] for shape in (inputs.shape, label.shape)]
+    squares = [rank == 2 and shape[0] is not None and shape[0] == shape[1] for shape in (inputs.shape, label.shape)]
     if not all(squares):
-        raise ValueError(_checks.message("`quarter_turns` needs square samples of known size.", shapes))
+        raise ValueError(_checks.message("`quarter_turns` needs square samples of known size.", shapes, _NAMED))

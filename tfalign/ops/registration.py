@@ -14,7 +14,7 @@ from tfalign.ops.shifts import Registration
 from tfalign.ops.similarity.measures import MEASURES
 
 SIMILARITIES = tuple(MEASURES)
-_LARGEST_SCALE = 9.0  # f: of tenfold stretches a grid shows too little of the picture
+LARGEST_SCALE = 9.0  # f: of tenfold stretches a grid shows too little of the picture
 
 
 @tf.autograph.experimental.do_not_convert
@@ -168,7 +168,7 @@ def checked_bounds(max_shift, max_rotation, max_scale, max_shear, rank):
         max_shift=_checks.pixels_per_axis(
             "max_shift", max_shift.tolist() if isinstance(max_shift, np.ndarray) else max_shift, rank
         ),
-        max_scale=_checks.number("max_scale", max_scale, at_least=0.0, at_most=_LARGEST_SCALE),
+        max_scale=_checks.number("max_scale", max_scale, at_least=0.0, at_most=LARGEST_SCALE),
         **angles,
     )
 
