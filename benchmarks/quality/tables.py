@@ -145,11 +145,15 @@ def _entry(row):
     signed, unit = ("+.2f", f" {TASKS[row['task']].unit}") if name == "minus_plain" else (".3f", "")
     text, verdict = f"{_median_and_worst(row[name], signed)}{unit}", _verdict(row)
     if verdict == "no gap":
-        # A share of a gap that a seed does not have, or that points the other way, says nothing.
-        text = f"{text} no gap" if min(np.subtract(row["oracle"], row["plain"])) > 0.0 else "no gap"
+        text = f"{text} no gap" if _says_something(row) else "no gap"
     elif verdict.startswith("no"):
         text += " **missed**"
     return f"{text} ({len(row['seeds'])}{_older(row, ', version')})"
+
+
+def _says_something(row):
+    """A share of a gap that a seed does not have, or that points the other way, says nothing."""
+    return min(np.subtract(row["oracle"], row["plain"])) > 0.0
 
 
 def _median_and_worst(values, form):
@@ -244,7 +248,9 @@ def figure(rows):
             if row["task"] != task or row["cell"] not in cells:
                 continue
             height = cells.index(row["cell"])
-            if row["arm"] == "tfalign":
+            if not _says_something(row):
+                panel.text(0.04, height, "no gap", color=_GREY, fontsize=8, va="center")
+            elif row["arm"] == "tfalign":
                 _bar(panel, height, row["gap_recovered"], _TFALIGN, "tfalign, bounds given")
             elif row["arm"] == "bare":
                 values = np.clip(row["gap_recovered"], -1.0, 1.15)
@@ -274,7 +280,7 @@ def figure(rows):
     for panel in panels:
         panel.axvline(0, color=_RED, linewidth=1)
         panel.axvline(1, color=_GREEN, linewidth=1)
-        panel.set_xlim(-0.35 if panel is not panels[-1] or not rivals else -1.05, 1.2)
+        panel.set_xlim(-0.35, 1.2)
         panel.set_xlabel("gap recovered, in place", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
