@@ -142,6 +142,12 @@ def test_stains_of_a_folder(tmp_path):
     assert "3/3" in result.output
 
 
+def test_its_own_pictures_are_no_inputs(tmp_path):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="`out` must not be among the inputs"):
+        analysis.analyse(tmp_path, tmp_path / "analysis")
+
+
 def test_class_maps_of_a_folder(tmp_path):
     (tmp_path / "in").mkdir()
     found = np.zeros((30, 40), np.uint8)

@@ -272,6 +272,14 @@ def test_memory_stays_flat(tmp_path):
     assert float(done.stdout.split()[-1]) < 8
 
 
+def test_a_folder_of_which_nothing_can_be_used(keras_file, tmp_path):
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"`inputs` must hold a file that can be predicted from.*files=1.*a\.png"):
+        job.predict(tmp_path / "inputs", tmp_path / "out", model=keras_file)
+    assert "a.png" in (tmp_path / "out" / "skipped.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -159,6 +159,19 @@ def test_what_a_person_decided_stays(small):
     assert checked.count("reject") == [row["file"] for row in rows[:2]].count(rows[1]["file"]) > 0
 
 
+def test_a_decision_is_not_lost_because_its_label_is_not_found(small):
+    """A spreadsheet makes 6 of 000006."""
+    table = small / "worst_labels.csv"
+    before = table.read_text(encoding="utf-8")
+    rows = run_folders.read_csv(table)
+    changed = "file,decision\n6,reject\n" + f"{rows[0]['file']},keep\n"
+    table.write_text(changed, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"Decisions must name labels of the run.*unknown=\['6'\].*spreadsheet"):
+        run_report.write(small)
+    assert table.read_text(encoding="utf-8") == changed
+    table.write_text(before, encoding="utf-8")
+
+
 def test_a_run_that_is_going_on(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tests.jobs import small_run
 from tfalign.data.preprocess import Preprocessing
-from tfalign.jobs import evaluate_run, networks, realign, run_data, run_folder, run_report, train
+from tfalign.jobs import config as configs
+from tfalign.jobs import evaluate_run, measures, networks, realign, run_data, run_folder, run_report, train
 from tfalign.ops import geometry
 
 
@@ -270,6 +271,8 @@ def test_evaluate_tells_in_place_and_registered(finished, files):
     assert result["in_place"]["mae"] < summary["validation"]["in_place"]["mae"]
     assert (out / "evaluation-files.csv").read_text().startswith("metric,in_place,registered\nmae,")
     assert not list(out.glob(".evaluation*"))
+    with pytest.raises(ValueError, match=r"Labels must come with their inputs.*nowhere"):
+        evaluate_run.run(out, labels="nowhere")
     with pytest.raises(ValueError, match="`set` must be one of"):
         evaluate_run.run(out, set_name="all")
     with pytest.raises(ValueError, match="must be the folder of a run"):
@@ -295,14 +298,41 @@ def test_realign_obeys_decisions(finished, files, tmp_path):
         ("name,decision\nnobody,keep\n", "name labels of the run.*nobody"),
         ("name,decision\nc,perhaps\n", "decision of c.*perhaps"),
         ("name,verdict\nc,keep\n", "columns name"),
+        ("name;decision\né;keep\n", "decisions.csv.*UTF-8"),
+        ("name;decision\nc;keep;1\n", "decisions.csv.*row 1 has not as many cells"),
     ):
-        table.write_text(text)
+        table.write_text(text, encoding="cp1252")
         with pytest.raises(ValueError, match=error):
             realign.run(out, tmp_path / "other", decisions=table)
+    table.write_text("name;decision\nc;keep\n;\n", encoding="utf-8")
+    assert realign.run(out, repaired, decisions=table)["kept"] == ["c"]
+    with pytest.raises(ValueError, match=r"Labels must come with their inputs.*nowhere"):
+        realign.run(out, tmp_path / "other", labels="nowhere")
     for place in (files / "labels", files / "inputs" / "below"):
         with pytest.raises(ValueError, match="must not be among"):
             realign.run(out, place)
     assert sorted(path.stem for path in (files / "labels").iterdir()) == sorted([*small_run.SHIFTS, "broken"])
+
+
+def test_what_was_kept_or_rejected_is_repaired_once_it_is_accepted(finished, files, tmp_path):
+    out, _ = finished
+    table, repaired = tmp_path / "decisions.csv", tmp_path / "repaired"
+
+    def label_after(decision):
+        table.write_text(f"name,decision\na b,{decision}\n", encoding="utf-8")
+        realign.run(out, repaired, decisions=table, min_confidence=0.0)
+        path = repaired / "a b.png"
+        return path.read_bytes() if path.exists() else None
+
+    moved, original = label_after("accept"), (files / "labels" / "a b.png").read_bytes()
+    assert moved != original
+    assert [label_after(word) for word in ("keep", "accept", "reject", "keep", "accept")] == [
+        original,
+        moved,
+        None,
+        original,
+        moved,
+    ]
 
 
 MODEL = """
@@ -369,10 +399,17 @@ def test_models_that_do_not_fit_are_refused(files, tmp_path):
             networks.made(small_run.settings(files, model=model), facts)
 
 
+def test_a_monitor_that_is_not_measured_is_told_before_training(files, tmp_path):
+    with pytest.raises(ValueError, match=r"`monitor` must be a column.*monitor='val_psnr'.*'val_in_place_psnr'"):
+        train.run(tmp_path / "run", small_run.settings(files, monitor="val_psnr"))
+    assert not list((tmp_path / "run").glob("metrics.jsonl"))
+
+
 def test_bad_options_come_up_before_files_are_read(files, tmp_path):
     for options, error in (
         ({"loss": {"max_shift": -1}}, "`max_shift` must be >= 0"),
         ({"model": str(tmp_path / "none.keras")}, "`model` must be a file"),
+        ({"fractions": 0.8}, "`fractions` must be three numbers.*0.8"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=error):
             train.run(tmp_path / "run", small_run.settings(files, **options))
@@ -380,6 +417,37 @@ def test_bad_options_come_up_before_files_are_read(files, tmp_path):
         train.run(files / "inputs" / "run", small_run.settings(files))
     assert not (tmp_path / "run").exists()
     assert not (files / "inputs" / "run").exists()
+
+
+def test_whether_255_is_a_class_must_be_told(monkeypatch):
+    """Where most numbers below it are no classes either."""
+    config = configs.from_mapping({"inputs": "a", "labels": "b", "loss": {"base": "sparse_categorical_crossentropy"}})
+
+    def classes(values):
+        maps = tf.reshape(tf.constant(values, tf.float32), (1, -1, 1))
+        monkeypatch.setattr(run_data, "every_batch", lambda cache, name, config: [(maps, maps)])
+        return run_data._count_classes(config, None)
+
+    assert classes([0, 2, run_data.NO_CLASS]) == 3
+    assert classes(range(256)) == 256
+    with pytest.raises(ValueError, match=r"whether 255 is a class.*classes seen=4.*loss.ignore_class"):
+        classes([0, 1, 2, 255])
+    with pytest.raises(ValueError, match=r"at most 256 classes.*highest class=300"):
+        classes([0, 300])
+
+
+def test_what_could_not_be_measured_is_no_zero(rng):
+    """What a patch shows of a narrow region may be smaller than a window of SSIM."""
+    config = configs.from_mapping({"inputs": "a", "labels": "b", "loss": {"max_shift": 1}})
+    facts = {"value_range": 1.0, "patch_size": 32, "rank": 2, "output_channels": 1}
+    model = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(1, 1)])
+    for rows, names in ((8, {"mae", "psnr"}), (24, {"mae", "psnr", "ssim"})):
+        values = rng.random((4, 32, 32, 1)).astype(np.float32)
+        labels = np.array(values)
+        labels[:, rows:] = np.nan
+        batches = tf.data.Dataset.from_tensor_slices((values, labels)).batch(2)
+        found = measures.Scorer(model, config, facts)(batches)
+        assert set(found["in_place"]) == set(found["registered"]) == names
 
 
 def test_bases_are_keras_losses(files):

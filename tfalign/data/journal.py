@@ -20,9 +20,7 @@ class Journal:
     def __init__(self, path, settings):
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
-        # A kill may leave half a line.
-        known = [json.loads(line) for line in lines if line.endswith("\n")]
+        known = [json.loads(line) for line in _whole_lines(self._path)] if self._path.exists() else []
         settings = json.loads(json.dumps(settings))
         if known and known[0] != settings:
             differ = sorted(name for name in {*known[0], *settings} if known[0].get(name) != settings.get(name))
@@ -31,6 +29,13 @@ class Journal:
             raise ValueError(_checks.message("`folder` was begun with other settings.", received, remedy))
         self._lines = {line["name"]: line for line in known[1:]}
         _files.write_text(self._path, "".join(json.dumps(one) + "\n" for one in [settings, *self._lines.values()]))
+
+    @staticmethod
+    def forget(path, names):
+        """Takes names out of a journal, if there is one: what was done to them no longer holds."""
+        if Path(path).exists():
+            lines = _whole_lines(Path(path))
+            _files.write_text(path, "".join(one for one in lines if json.loads(one).get("name") not in names))
 
     def entry(self, name, state):
         """What was noted of `name` in this state, or None."""
@@ -42,3 +47,8 @@ class Journal:
         self._lines[name] = {"name": name, "state": state, "entry": entry}
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(self._lines[name]) + "\n")
+
+
+def _whole_lines(path):
+    """A kill may leave half a line."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

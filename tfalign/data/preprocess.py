@@ -140,7 +140,7 @@ class Preprocessing:
         steps = []
         for entry in config["steps"]:
             arguments = {name: as_tuples(value) for name, value in entry.items() if name != "step"}
-            steps.append(STEPS[_checks.choice("step", entry["step"], tuple(STEPS))](**arguments))
+            steps.append(STEPS[_checks.choice("step", entry.get("step"), tuple(STEPS))](**arguments))
         return cls(tuple(steps))
 
 

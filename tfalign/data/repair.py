@@ -14,6 +14,7 @@ from tfalign.data.preprocess import Preprocessing
 from tfalign.data.realignment import Pool, registered
 from tfalign.ops import geometry, registration, resample
 
+JOURNAL = "alignment.jsonl"  # in the folder of the repaired labels
 _BATCH = 8
 _AXES = {1: ("sample",), 2: ("row", "col"), 3: ("plane", "row", "col")}
 _EVERY = "/all"  # no name of a pair begins so
@@ -96,7 +97,7 @@ def realign_files(
         raise ValueError(_checks.message("`table` must not be the name of a label.", {"table": table}, remedy))
     made_by = {"model": fingerprints.of_model(model), "preprocessing": _settings_of(preprocessing)}
     digests = {name: fingerprints.digest(value) for name, value in made_by.items()}
-    journal = Journal(folder / "alignment.jsonl", {**settings, **digests})
+    journal = Journal(folder / JOURNAL, {**settings, **digests})
     states = {index: fingerprints.digest(fingerprints.of_example(pairs, index)) for index in items}
     if per == "dataset":  # every file has a part in the shift of all
         states = dict.fromkeys(items, fingerprints.digest(list(states.values())))

@@ -67,20 +67,30 @@ def _text(path):
     return Path(path).read_text(encoding="utf-8-sig", errors="replace")
 
 
+def _rows_text(path):
+    # Names must be read right.
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("it must be text in UTF-8; in a spreadsheet, save it as CSV UTF-8") from error
+
+
 def rows(path):
     """The rows of a .csv, .tsv or .parquet file with headings, as dicts; headings lose case, spaces, - and _.
 
     Raises:
         ImportError: a .parquet file without the extra `parquet`.
-        ValueError: rows of several lengths, or a .parquet file of more than `MAX_CELLS`.
+        ValueError: text that is not UTF-8, rows of several lengths, or a .parquet file of more than `MAX_CELLS`.
     """
     path = Path(path)
     if path.suffix.lower() == ".parquet":
         table = _read_parquet(path)
     else:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _rows_text(path)
         separator = _separator(text.split("\n", 1)[0])
         table = list(csv.DictReader(io.StringIO(text), delimiter=separator, strict=True))
+        # A spreadsheet may add rows of separators alone.
+        table = [row for row in table if any(row.values())]
         for number, row in enumerate(table, 1):
             if None in row or None in row.values():
                 raise ValueError(f"row {number} has not as many cells as there are headings")
@@ -96,7 +106,7 @@ def write_rows(like, path, changed):
     if like.suffix.lower() == ".parquet":
         _write_parquet(path, [_replaced(row, changed) for row in _read_parquet(like)])
         return
-    text = like.read_text(encoding="utf-8-sig")
+    text = _rows_text(like)
     separator, written = _separator(text.split("\n", 1)[0]), io.StringIO()
     reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
     writer = csv.DictWriter(written, reader.fieldnames or [], delimiter=separator, lineterminator="\n")
@@ -106,7 +116,7 @@ def write_rows(like, path, changed):
     def with_commas(row):
         return {heading: str(value).replace(".", ",") for heading, value in changed(row).items()}
 
-    writer.writerows(_replaced(row, with_commas if has_commas else changed) for row in reader)
+    writer.writerows(_replaced(row, with_commas if has_commas else changed) for row in reader if any(row.values()))
     _files.write_text(path, written.getvalue())
 
 

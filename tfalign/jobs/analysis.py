@@ -13,6 +13,7 @@ from tfalign.data.readers import read_pairs
 from tfalign.jobs import analysis_numbers as numbers
 from tfalign.jobs import figures, files
 from tfalign.jobs.predict import TABLES
+from tfalign.jobs.run_folder import check_outside
 
 KINDS = ("auto", "stain", "classes")
 _MOST_CLASSES = 256
@@ -111,6 +112,7 @@ def analyse(
         pixel_size,
     )
     out = Path(out)
+    check_outside(out, inputs=inputs)
     pairs = read_pairs(inputs, max_pixels=max_pixels, strict=strict)
     pairs = pairs.select(lambda pair: Path(pair.input.path).name not in TABLES)
     images = _Images(pairs)

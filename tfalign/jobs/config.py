@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from tfalign import _checks
+from tfalign.data.split import SETS
 from tfalign.losses import ShiftInvariantLoss
 from tfalign.models.deformable import DeformableModel
 from tfalign.models.warp_network import WarpNetwork
@@ -151,10 +152,13 @@ class Config:
         _check_deformable(self.deformable)
         for name in ("patch_size", "margin", "preprocessing", "label_range", "flips"):
             _check_auto_or_list(name, getattr(self, name))
+        if not (isinstance(self.fractions, (list, tuple)) and len(self.fractions) == len(SETS)):
+            requirement = "`fractions` must be three numbers, of training, validation and test."
+            raise ValueError(_checks.message(requirement, {"fractions": self.fractions}))
         if not _MODEL.fullmatch(str(self.model)):
             received = {"model": self.model}
             raise ValueError(_checks.message("`model` must be unet, FILE.keras or module:function.", received))
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
+        if not re.fullmatch(r"\w[\w.-]*", str(self.name)):
             raise ValueError(_checks.message("`name` must be letters, digits, . _ and -.", {"name": self.name}))
 
     @property

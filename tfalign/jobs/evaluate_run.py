@@ -41,6 +41,7 @@ def run(
     config, facts = run.config(), run.facts()
     _checks.choice("set", set_name, split.SETS)
     score = measures.Scorer(networks.trained(run, config, facts, model=model), config, facts)
+    run_data.check_files_given(inputs, labels)
     if inputs is not None:
         set_name = "files"
     elif set_name == "validation":

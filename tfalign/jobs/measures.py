@@ -10,6 +10,7 @@ from tfalign.data.realignment import registered
 from tfalign.data.split import SETS
 from tfalign.jobs.run_data import every_batch, ignored_class, is_class_map
 from tfalign.metrics import pairs
+from tfalign.metrics.base import MeanOfSamples
 from tfalign.models.deformable import DeformableModel
 from tfalign.ops import displacements, geometry, registration
 
@@ -41,10 +42,16 @@ class Scorer:
         self._model, self._ignored = model, ignored_class(config)
         self._search = pairs.Search.checked(**search_of(config))
         # What laid the two on one grid does not matter to a metric that is handed both.
+        inner = {kind: _metrics(config, facts) for kind in ("in_place", "registered")}
         self._metrics = {
-            kind: {name: metrics.InPlace(one) for name, one in _metrics(config, facts).items()}
-            for kind in ("in_place", "registered")
+            kind: {name: metrics.InPlace(one) for name, one in of_kind.items()} for kind, of_kind in inner.items()
         }
+        self._counts = [
+            (name, one.count)
+            for of_kind in inner.values()
+            for name, one in of_kind.items()
+            if isinstance(one, MeanOfSamples)
+        ]
         self._count = None
 
     def __call__(self, batches, *, advance=lambda patches: None):
@@ -57,9 +64,14 @@ class Scorer:
         for inputs, labels in batches:
             self._count(inputs, labels)
             advance(len(inputs))
-        return {
+        found = {
             kind: {name: float(metric.result()) for name, metric in of_kind.items()}
             for kind, of_kind in self._metrics.items()
+        }
+        # No window of SSIM may have fitted: its 0 would be a judgement.
+        missing = {name for name, count in self._counts if float(count) == 0.0}
+        return {
+            kind: {name: of_kind[name] for name in of_kind if name not in missing} for kind, of_kind in found.items()
         }
 
     def _counted(self, inputs, labels):

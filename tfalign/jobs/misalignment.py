@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from tfalign import _files
+from tfalign import _checks, _files
 from tfalign.data import misalign, tables
 
 AXES = {1: ("sample",), 2: ("row", "col"), 3: ("plane", "row", "col")}
@@ -161,16 +161,42 @@ def write_worst(path, found):
     _files.write_text(path, text.getvalue())
 
 
+def decision_rows(path):
+    """The rows of a table of decisions.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    tables.check_suffix("decisions", path)
+    try:
+        return tables.rows(path)
+    except (ValueError, csv.Error) as error:
+        received = {"decisions": str(path)}
+        raise ValueError(
+            _checks.message("`decisions` must be a table with headings.", received, f"Here {error}.")
+        ) from error
+
+
 def read_decisions(path):
     """`{file: decision}`, the strictest of each, of a table that a person may have filled in; without empty ones."""
     if not Path(path).exists():
         return {}
     decided: dict[str, str] = {}
-    for row in tables.rows(path):
+    for row in decision_rows(path):
         word = str(row.get("decision") or "").strip().lower()
         if word and row.get("file"):
             decided[row["file"]] = max(decided.get(row["file"], ""), word, key=("", *DECISIONS, word).index)
     return decided
+
+
+def check_decisions(path, decisions, labels):
+    """Refuses decisions that no label can be found for: in a new table they would be lost."""
+    names = {label.file for label in labels}
+    unknown = [name for name in decisions if name not in names]
+    if unknown:
+        received = {"table": str(path), "unknown": unknown[:3], "labels": sorted(names)[:3]}
+        remedy = "A spreadsheet may have changed the names; correct the column `file`, or take the rows out."
+        raise ValueError(_checks.message("Decisions must name labels of the run.", received, remedy))
 
 
 def lead(labels, drift):

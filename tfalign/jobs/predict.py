@@ -107,6 +107,9 @@ def finished(pairs, rows, out):
     """Writes the tables; the `Result`."""
     tables.write(out / TABLES[0], rows)
     pairs.write_skipped(out)
+    if pairs.skipped and not rows:
+        received = {"files": len(pairs.skipped), "the first": pairs.skipped[0]}
+        raise ValueError(_checks.message("`inputs` must hold a file that can be predicted from.", received))
     return Result(rows, list(pairs.skipped))
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from tfalign import _checks
 from tfalign._label_search import least_confidence
-from tfalign.data import label_files, realign_files, sources, tables, writers
+from tfalign.data import label_files, realign_files, repair, sources, writers
 from tfalign.data.formats import BadFileError
-from tfalign.jobs import measures, networks, run_data, run_reading
+from tfalign.data.journal import Journal
+from tfalign.jobs import measures, misalignment, networks, run_data, run_reading
 from tfalign.jobs.run_folder import RunFolder, check_outside, writing
-
-DECISIONS = ("accept", "keep", "reject")
 
 
 def run(
@@ -61,6 +60,7 @@ def run(
 def found(run, out, inputs, labels, decisions):
     """`(pairs that have a label, decision by name)`; of the run where there are no `inputs`."""
     config = run.config()
+    run_data.check_files_given(inputs, labels)
     if inputs is None:
         inputs, labels = config.inputs, config.labels
     check_outside(out, inputs=inputs, labels=labels)
@@ -93,6 +93,7 @@ def finished(pairs, decided, rows, out, announce):
     """Does what was decided about the others, and lists what is skipped; what `run` returns."""
     kept = [pair.name for pair in pairs if decided.get(pair.name) == "keep"]
     rejected = [pair.name for pair in pairs if decided.get(pair.name) == "reject"]
+    Journal.forget(out / repair.JOURNAL, {*kept, *rejected})  # they may be accepted again
     for index, pair in enumerate(pairs):
         if pair.name in kept:
             _keep(pairs, index, out)
@@ -108,10 +109,9 @@ def read_decisions(path, names):
     """`{name: "accept" | "keep" | "reject"}` of a table; the strictest of several rows of a file.
 
     Raises:
-        ValueError: no such columns, a word that is no decision, or names that no label has.
+        ValueError: no table, no such columns, a word that is no decision, or names that no label has.
     """
-    tables.check_suffix("decisions", path)
-    rows = tables.rows(path)
+    rows = misalignment.decision_rows(path)
     column = next((name for name in ("name", "file") if rows and name in rows[0]), None)
     if rows and (column is None or "decision" not in rows[0]):
         received = {"decisions": str(path), "columns": list(rows[0])}
@@ -119,9 +119,9 @@ def read_decisions(path, names):
     found: dict[str, str] = {}
     for row in rows:
         word = str(row["decision"] or "accept").strip().lower() or "accept"
-        _checks.choice(f"decision of {row[column]}", word, DECISIONS)
+        _checks.choice(f"decision of {row[column]}", word, misalignment.DECISIONS)
         name = row[column]
-        found[name] = max(found.get(name, "accept"), word, key=DECISIONS.index)
+        found[name] = max(found.get(name, "accept"), word, key=misalignment.DECISIONS.index)
     unknown = [name for name in found if name not in set(names)]
     if unknown:
         received = {"decisions": str(path), "unknown": unknown[:3], "labels": list(names)[:3]}

@@ -24,6 +24,7 @@ _PATCH_SIZES = {1: 512, 2: 64, 3: 24}
 _LOOKED_AT = 16  # files, to learn of what kind all are
 _LEAST_STEPS = 100  # an epoch: alignment starts after some hundred steps, however few patches there are
 _MOST_CLASSES = 256
+_UNKNOWN = 255  # in maps of bytes where no class is known, as often as not
 _FEW_FILES, _FEW_BYTES = 64, 2**25  # are read faster than a worker process starts
 NO_CLASS = -1  # of class maps beyond their file
 
@@ -325,6 +326,13 @@ def _cutting(config, facts, files_count):
     )
 
 
+def check_files_given(inputs, labels):
+    """Refuses labels alone: with the run's own inputs they would be taken for the run's own labels."""
+    if labels is not None and inputs is None:
+        received = {"inputs": inputs, "labels": str(labels)}
+        raise ValueError(_checks.message("Labels must come with their inputs.", received, "Give --inputs too."))
+
+
 def _facts_of_cache(config, facts, cache):
     """What all patches tell: channels, classes, the fitted preprocessing."""
     outputs = config.output_channels
@@ -340,15 +348,17 @@ def _facts_of_cache(config, facts, cache):
 
 def _count_classes(config, cache):
     """One more than the highest class of all patches, two at least."""
-    ignored, highest = ignored_class(config), 1
+    ignored, seen = ignored_class(config), {1}
     for name in SETS:
         for _, labels in every_batch(cache, name, config) or ():
-            values = labels.numpy()
-            highest = max(highest, int(values.max(where=values != ignored, initial=1)))
+            seen |= set(np.unique(labels.numpy()).astype(int).tolist()) - {ignored}
+    highest = max(seen)
+    received = {"highest class": highest, "classes seen": len(seen)}
+    remedy = "Set `output_channels`, or `loss.ignore_class` where that number means unknown."
     if highest >= _MOST_CLASSES:
-        received = {"highest class": highest}
-        remedy = "Set `output_channels`, or `loss.ignore_class` where that number means unknown."
         raise ValueError(_checks.message(f"Class maps must have at most {_MOST_CLASSES} classes.", received, remedy))
+    if highest == _UNKNOWN and len(seen) < _MOST_CLASSES // 2:
+        raise ValueError(_checks.message(f"It must be told whether {_UNKNOWN} is a class.", received, remedy))
     return highest + 1
 
 

@@ -35,6 +35,7 @@ def write(run_folder, *, track=lambda description, total: lambda steps: None):
     labels = misalignment.labels_of(records.labels)
     max_shift = misalignment.bound_of(records.summary)
     decisions = misalignment.read_decisions(folder / WORST)
+    misalignment.check_decisions(folder / WORST, decisions, labels)
     worst = misalignment.worst(labels, max_shift=max_shift, decisions=decisions)
     misalignment.write_worst(folder / WORST, worst)
     trained = run_pictures.Trained.of_run(folder, records.summary)

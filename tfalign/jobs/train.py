@@ -179,13 +179,28 @@ class _Training:
     def _monitor(self):
         """The column that is watched."""
         if self.config.monitor != AUTO:
-            return self.config.monitor
+            return self._checked_monitor(self.config.monitor)
         if self.validation is None:
             self.announce("There are no validation patches: the training loss decides what is best.")
             return "loss"
         if self.data.has_truth:
             return f"val_{measures.in_place_metrics(self.config, self.data.facts)[0].name}"
         return "val_loss"
+
+    def _checked_monitor(self, monitor):
+        """Told now, not after the first epoch."""
+        measured = ["loss", *(one.name for one in measures.in_place_metrics(self.config, self.data.facts))]
+        if self.config.deformable:
+            measured += [one.name for one in self.model.metrics if one.name not in measured]
+        columns = measured + [f"val_{name}" for name in measured if self.validation is not None]
+        if (
+            monitor not in columns
+            and monitor not in ("drift", "learning_rate")
+            and not monitor.startswith("alignment_")
+        ):
+            received = {"monitor": monitor, "columns": columns}
+            raise ValueError(_checks.message("`monitor` must be a column of metrics.jsonl.", received))
+        return monitor
 
     def finish(self):
         """Writes the last network, the table of labels, the export, the summary and the page."""

@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-from tfalign.data import cache, fingerprints, label_files, realign_files, tables
+from tfalign.data import cache, fingerprints, label_files, realign_files, repair, tables
 from tfalign.data.formats import MAX_PIXELS, BadFileError
 from tfalign.data.journal import Journal
 from tfalign.data.readers import read_pairs
@@ -200,7 +200,7 @@ class _Repairs(NamedTuple):
     @property
     def journal(self):
         """Its name."""
-        return "alignment.jsonl"
+        return repair.JOURNAL
 
     def file(self, pair, entry):
         """The file written, as seen from the folder; None for positions of many, which are written in the end."""
