@@ -47,7 +47,8 @@ def wanted(task, cell, arm):
     if arm == "soft":
         return cell.name in {"M0", "M1", "M7", "M7b", "M7c", "M8"}
     if arm in {"left-out", "all-moved"}:
-        return cell.name in {"M7c", "M8"} or (cell.name == "M0" and arm == "all-moved")
+        more = {"M0", "M1"} if TASKS[task].rank == 3 else {"M0"}
+        return cell.name in {"M7c", "M8"} or (cell.name in more and arm == "all-moved")
     if arm == "anchors":
         return cell.name == "M3"
     if arm == "oracle-shift":
