@@ -298,6 +298,7 @@ def test_another_bound_does_not_change_the_gate(rng):
         loss.state.assign(drift.pack(state._replace(in_place=tf.fill([3], in_place))))
         log = tfalign.callbacks.AlignmentLog(dataset=(inputs, labels), max_shift=6)
         log.set_model(model)
+        log.set_params({})
         log.on_train_begin()
         log.on_epoch_end(0)
         confidence = np.array([row["confidence"] for row in log.labels])
